@@ -1,0 +1,61 @@
+"""The one family of errors: each says what happened, what is still running, and what to do."""
+
+from __future__ import annotations
+
+NOTHING_STARTED = "Nothing was started."
+
+
+class ArcadiaError(Exception):
+    """Base of every error this provider raises on purpose.
+
+    :param what: what happened, as one sentence.
+    :param still_running: what still runs because of it.
+    :param what_to_do: the next step for whoever reads it.
+    """
+
+    retryable = True
+    """Whether trying the same thing again can help: Airflow retries only then."""
+
+    def __init__(self, what: str, *, what_to_do: str, still_running: str = NOTHING_STARTED) -> None:
+        super().__init__(what)
+        self.what = what
+        self.still_running = still_running
+        self.what_to_do = what_to_do
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.still_running} {self.what_to_do}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.what, self.still_running, self.what_to_do)
+
+
+def _rebuild(cls: type[ArcadiaError], what: str, still_running: str, what_to_do: str) -> ArcadiaError:
+    return cls(what, what_to_do=what_to_do, still_running=still_running)
+
+
+class ArcadiaConfigError(ArcadiaError, ValueError):
+    """A configuration, parameter or specification that cannot work as written."""
+
+    retryable = False
+
+
+class RayClusterError(ArcadiaError):
+    """The Ray cluster cannot be reached or cannot serve this worker."""
+
+
+class WorkerError(ArcadiaError):
+    """The worker could not be started, died, or never became ready."""
+
+
+class BatchInputError(ArcadiaError, ValueError):
+    """The batch's input, output or parameters cannot be used."""
+
+    retryable = False
+
+
+class BatchError(ArcadiaError):
+    """The batch stopped before its end; what it committed is kept."""
+
+
+class TeardownError(ArcadiaError):
+    """Something a lease owns is still there after teardown."""

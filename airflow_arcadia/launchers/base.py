@@ -1,0 +1,43 @@
+"""What every launcher does, and what it can say about a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from airflow_arcadia.lease import Lease
+from airflow_arcadia.worker import RayConnection, WorkerHandle, WorkerSpec
+
+
+@dataclass(frozen=True)
+class ProcessObservation:
+    """What is known of the worker's process, wherever it runs.
+
+    :param alive: True, False, or None when it could not be read ("could not read" is never "absent").
+    :param exit_reason: for a dead one, how it ended: ``exit code 1``, ``OOMKilled``, …
+    :param log_tail: its last log lines, oldest first.
+    """
+
+    alive: bool | None
+    exit_reason: str | None = None
+    log_tail: Sequence[str] = ()
+
+
+class Launcher(Protocol):
+    """Starts, finds, observes and ends workers. Every method may be called again safely."""
+
+    name: str
+
+    def launch(self, spec: WorkerSpec, lease: Lease, *, ray: RayConnection | None) -> WorkerHandle:
+        """Start the worker, or return the handle of the one this lease already started under that name.
+
+        The intent is recorded in the lease before anything starts. Raises
+        :class:`~airflow_arcadia.exceptions.WorkerError` when it cannot be started.
+        """
+
+    async def observe(self, handle: WorkerHandle) -> ProcessObservation:
+        """Whether it lives; never raises for a worker that is gone."""
+
+    def stop(self, where: Mapping[str, object], *, grace_s: float) -> Sequence[str]:
+        """End it and all it started; returns what is still there afterwards (empty: all gone)."""
