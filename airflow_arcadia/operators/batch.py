@@ -1,0 +1,179 @@
+"""Answer a file of prompts with a ready worker."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+
+from airflow_arcadia.batch import BatchSpec, Endpoint, Progress, check_input, run_batch
+from airflow_arcadia.exceptions import ArcadiaConfigError
+from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry_where_useless
+from airflow_arcadia.worker import WorkerHandle
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+PROGRESS_KEY = "progress"
+"""Key in the task state store under which the last :class:`~airflow_arcadia.batch.Progress` is kept."""
+
+
+class ArcadiaBatchInferenceOperator(BaseOperator):
+    """Run every row of ``input`` through the worker and write the answers to ``output``, in input order.
+
+    Rows are OpenAI's batch format (``custom_id``, ``url``, ``body``) or the short forms ``{"prompt": …}``
+    and ``{"messages": […]}``, one JSON object a line. The output has OpenAI's batch output format; a row
+    that cannot be answered becomes an error row. A retry goes on after the last committed row.
+
+    :param worker: the handle of a ready worker (``worker.handle``), or a list of them.
+    :param input: URI or path of the rows, anything fsspec opens.
+    :param output: URI or path of the answers.
+    :param parameters: sampling parameters for rows that do not set their own, e.g. ``max_tokens``.
+    :param options: further fields of :class:`~airflow_arcadia.batch.BatchSpec`, e.g. ``max_failed_rows``.
+    :param progress_interval: seconds between two lines of progress in the log.
+    :param arcadia_conn_id: connection of type ``arcadia``.
+    """
+
+    template_fields: Sequence[str] = (
+        "worker",
+        "input",
+        "output",
+        "parameters",
+        "options",
+        "arcadia_conn_id",
+    )
+    template_fields_renderers = {"worker": "json", "parameters": "json", "options": "json"}
+    ui_color = "#f0e6f5"
+
+    def __init__(
+        self,
+        *,
+        worker: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        input: str,  # noqa: A002 - the field's word for it
+        output: str,
+        parameters: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        progress_interval: float = 5.0,
+        arcadia_conn_id: str = DEFAULT_CONN_ID,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.worker = worker
+        self.input = input
+        self.output = output
+        self.parameters = parameters
+        self.options = options
+        self.progress_interval = progress_interval
+        self.arcadia_conn_id = arcadia_conn_id
+        self._stop = threading.Event()
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Run the batch, and return its summary."""
+        raw = [self.worker] if isinstance(self.worker, Mapping) else list(self.worker)
+        handles = [WorkerHandle.from_dict(item) for item in raw]
+        with no_retry_where_useless():
+            spec = build_spec(self.input, self.output, handles, self.parameters, self.options)
+            summary = run_batch(
+                spec,
+                [Endpoint(handle.url, _read_secret(handle.api_key_file)) for handle in handles],
+                on_progress=lambda progress: self._report(progress, handles, context),
+                progress_interval_s=self.progress_interval,
+                should_stop=self._stop.is_set,
+            )
+        self.log.info(
+            "%d of %d rows answered, %d failed, in %.1f s (%.0f tokens/s): %s",
+            summary.ok,
+            summary.rows,
+            summary.failed,
+            summary.seconds,
+            summary.tokens_per_s,
+            summary.output,
+        )
+        return summary.to_dict()
+
+    def on_kill(self) -> None:
+        """Stop at the next committed row; a retry goes on from there."""
+        self._stop.set()
+
+    def _report(self, progress: Progress, handles: Sequence[WorkerHandle], context: Context) -> None:
+        eta = f"{progress.eta_s:.0f} s" if progress.eta_s is not None else "unknown"
+        self.log.info(
+            "%d / %d rows (%d failed), %.1f rows/s, %.0f tokens/s, ETA %s",
+            progress.done,
+            progress.total,
+            progress.failed,
+            progress.rows_per_s,
+            progress.tokens_per_s,
+            eta,
+        )
+        context["task_state_store"].set(PROGRESS_KEY, progress.to_dict())
+        store = ArcadiaHook(self.arcadia_conn_id).store
+        for lease in {handle.lease for handle in handles}:
+            store.update(lease, lambda held: held.renew(time.time()))
+
+
+class ArcadiaCheckBatchInputOperator(BaseOperator):
+    """Meet a batch's bad input at the door: before a worker is launched and a GPU is spent.
+
+    :param batches: one mapping per batch with ``input``, ``output`` and, where they matter, ``parameters``
+        and ``options``, as :class:`ArcadiaBatchInferenceOperator` takes them.
+    """
+
+    template_fields: Sequence[str] = ("batches",)
+    template_fields_renderers = {"batches": "json"}
+    ui_color = "#f0e6f5"
+
+    def __init__(self, *, batches: Sequence[Mapping[str, Any]], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.batches = batches
+
+    def execute(self, context: Context) -> list[int]:
+        """Check them all, and return the number of rows of each."""
+        with no_retry_where_useless():
+            rows = [
+                check_input(
+                    build_spec(
+                        batch["input"], batch["output"], [], batch.get("parameters"), batch.get("options")
+                    )
+                )
+                for batch in self.batches
+            ]
+        self.log.info("Rows to answer: %s", ", ".join(map(str, rows)))
+        return rows
+
+
+def build_spec(
+    input_uri: str,
+    output_uri: str,
+    handles: Sequence[WorkerHandle],
+    parameters: Mapping[str, Any] | None,
+    options: Mapping[str, Any] | None,
+) -> BatchSpec:
+    """The engine's spec. Raises :class:`ArcadiaConfigError` when the handles or options do not fit."""
+    models = sorted({handle.served_model_name for handle in handles})
+    if len(models) > 1:
+        raise ArcadiaConfigError(
+            f"The workers serve different models: {', '.join(models)}.",
+            what_to_do="Give one batch workers of one model.",
+        )
+    try:
+        return BatchSpec(
+            input=input_uri,
+            output=output_uri,
+            model=models[0] if models else "",
+            # A form leaves what was not filled in as null: that means "the model's own default".
+            parameters={key: value for key, value in (parameters or {}).items() if value is not None},
+            **dict(options or {}),
+        )
+    except TypeError as error:
+        raise ArcadiaConfigError(
+            f"The batch's options do not fit: {error}.", what_to_do="Use fields of BatchSpec."
+        ) from error
+
+
+def _read_secret(path: str | None) -> str | None:
+    return Path(path).read_text(encoding="utf-8").strip() if path else None

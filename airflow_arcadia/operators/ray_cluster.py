@@ -1,0 +1,100 @@
+"""Provide a Ray cluster connection that is proven usable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+
+from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry_where_useless
+from airflow_arcadia.operators.links import RayDashboardLink
+from airflow_arcadia.preflight import require_model
+from airflow_arcadia.ray_cluster.provision import provision
+from airflow_arcadia.worker import parse_num_gpus
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class ArcadiaProvisionRayClusterOperator(BaseOperator):
+    """Resolve a Ray cluster of arcadia-config and prove that the worker can be placed on it.
+
+    Health, authentication, Ray and Python versions and free GPUs are read from the cluster's REST API
+    before anything starts. Returns the connection (:class:`~airflow_arcadia.worker.RayConnection` as a
+    dict), or None for one GPU: such a worker needs no Ray.
+
+    :param lease: name of the lease to record under (what ``ArcadiaReserveWorkerOperator`` returned).
+    :param ray_cluster: index (``RAY_CLUSTER_INDEX``), name, or ``"auto"`` for one with enough free GPUs.
+    :param num_gpus: ``NUMBER_GPUS`` the worker will take.
+    :param model: where given and a local folder, its ``config.json`` is checked against ``num_gpus`` first.
+    :param create: ``"if_missing"`` starts a local head where nothing answers at a loopback address.
+    :param ray_cluster_spec: for a created head: ``num_gpus`` (logical GPUs) and ``num_cpus``.
+    :param arcadia_conn_id: connection of type ``arcadia``.
+    """
+
+    template_fields: Sequence[str] = (
+        "lease",
+        "ray_cluster",
+        "num_gpus",
+        "model",
+        "create",
+        "ray_cluster_spec",
+        "arcadia_conn_id",
+    )
+    template_fields_renderers = {"ray_cluster_spec": "json"}
+    operator_extra_links = (RayDashboardLink(),)
+    ui_color = "#dfe9f5"
+
+    def __init__(
+        self,
+        *,
+        lease: str,
+        ray_cluster: int | str = 0,
+        num_gpus: int | str = 1,
+        model: str | None = None,
+        create: str = "never",
+        ray_cluster_spec: Mapping[str, Any] | None = None,
+        arcadia_conn_id: str = DEFAULT_CONN_ID,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.lease = lease
+        self.ray_cluster = ray_cluster
+        self.num_gpus = num_gpus
+        self.model = model
+        self.create = create
+        self.ray_cluster_spec = ray_cluster_spec
+        self.arcadia_conn_id = arcadia_conn_id
+
+    def execute(self, context: Context) -> dict[str, Any] | None:
+        """Provision, and return the connection."""
+        with no_retry_where_useless():
+            num_gpus = parse_num_gpus(self.num_gpus)
+            if self.model:
+                require_model(self.model, num_gpus)
+            if num_gpus == 1:
+                self.log.info("NUMBER_GPUS is 1: the worker uses its own GPU, no Ray cluster is needed.")
+                return None
+            hook = ArcadiaHook(self.arcadia_conn_id)
+            connection = provision(
+                hook.config,
+                self.ray_cluster,
+                num_gpus,
+                lease=self.lease,
+                store=hook.store,
+                create=self.create,
+                ray_cluster_spec=self.ray_cluster_spec,
+                worker_python=hook.worker_python,
+                ray_token_file=hook.ray_token_file(self.lease),
+            )
+        self.log.info(
+            "Ray cluster %s at %s: Ray %s, Python %s, %g of %g GPUs free.",
+            connection.name,
+            connection.address,
+            connection.ray_version,
+            connection.python_version,
+            connection.gpus_free,
+            connection.gpus_total,
+        )
+        return connection.to_dict()

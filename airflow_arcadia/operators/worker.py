@@ -1,0 +1,247 @@
+"""A worker's life as tasks: reserve its lease, launch it, tear everything down."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_arcadia.exceptions import ArcadiaConfigError, TeardownError
+from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry_where_useless
+from airflow_arcadia.launchers.teardown import teardown
+from airflow_arcadia.lease import DEFAULT_DURATION_S, Identity
+from airflow_arcadia.operators.links import WorkerLink
+from airflow_arcadia.preflight import require_model
+from airflow_arcadia.worker import RayConnection, WorkerSpec, parse_num_gpus
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+FAILED_STATES = frozenset({"failed", "upstream_failed"})
+
+
+class ArcadiaReserveWorkerOperator(BaseOperator):
+    """Reserve the owner of everything that comes after: one lease. Starts nothing.
+
+    Made to be a *setup* task: Airflow does not run the teardown of a setup that failed or was killed, so
+    a setup must have nothing to lose. Returns the lease's name, equal for every retry of the same run.
+
+    :param group: what the lease is for; with the DAG, the run and the map index it makes its name.
+    :param lease_duration: seconds the lease holds without a renewal by a later task.
+    :param arcadia_conn_id: connection of type ``arcadia``.
+    """
+
+    template_fields: Sequence[str] = ("group", "arcadia_conn_id")
+    ui_color = "#e8f4ea"
+
+    def __init__(
+        self,
+        *,
+        group: str = "worker",
+        lease_duration: float = DEFAULT_DURATION_S,
+        arcadia_conn_id: str = DEFAULT_CONN_ID,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.group = group
+        self.lease_duration = lease_duration
+        self.arcadia_conn_id = arcadia_conn_id
+
+    def execute(self, context: Context) -> str:
+        """Reserve, and return the lease's name."""
+        ti = context["ti"]
+        identity = Identity(ti.dag_id, context["run_id"], self.group, ti.map_index)
+        with no_retry_where_useless():
+            lease = ArcadiaHook(self.arcadia_conn_id).store.reserve(identity, time.time(), self.lease_duration)
+        self.log.info("Reserved lease %s for %.0f s at a time.", lease.name, lease.duration_s)
+        return lease.name
+
+
+class ArcadiaLaunchWorkerOperator(BaseOperator):
+    """Start a worker that outlives the task; a retry re-attaches to the one it already started.
+
+    Returns the handle (:class:`~airflow_arcadia.worker.WorkerHandle` as a dict) as soon as the worker is
+    accepted; :class:`~airflow_arcadia.sensors.worker.ArcadiaModelReadySensor` waits for the model.
+
+    :param lease: name of the lease that owns the worker.
+    :param model: path of a model folder, or a repository id the worker's environment can load.
+    :param ray: what ``ArcadiaProvisionRayClusterOperator`` returned; needed above one GPU.
+    :param num_gpus: ``NUMBER_GPUS``: above 1 the tensor parallel size.
+    :param served_model_name: name clients use; by default the last part of ``model``.
+    :param launcher: ``"process"``.
+    :param port: port to serve on; 0 takes a free one.
+    :param extra_args: words added to vLLM's command line (``EXTRA_ARGS``), as a list or one string.
+    :param additional_envs: Arcadia's ``additionalEnvs``: come last and win.
+    :param arcadia_conn_id: connection of type ``arcadia``.
+
+    The engine's limits are those of :class:`~airflow_arcadia.worker.WorkerSpec`.
+    """
+
+    template_fields: Sequence[str] = (
+        "lease",
+        "model",
+        "ray",
+        "num_gpus",
+        "served_model_name",
+        "launcher",
+        "dtype",
+        "max_model_len",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "extra_args",
+        "additional_envs",
+        "arcadia_conn_id",
+    )
+    template_fields_renderers = {"ray": "json", "additional_envs": "json"}
+    operator_extra_links = (WorkerLink(),)
+    ui_color = "#dfe9f5"
+
+    def __init__(
+        self,
+        *,
+        lease: str,
+        model: str,
+        ray: Mapping[str, Any] | None = None,
+        num_gpus: int | str = 1,
+        served_model_name: str = "",
+        launcher: str = "process",
+        port: int = 0,
+        dtype: str = "auto",
+        max_model_len: int | str | None = None,
+        max_num_seqs: int | str = 256,
+        max_num_batched_tokens: int | str = 8192,
+        gpu_memory_utilization: float | None = None,
+        trust_remote_code: bool = False,
+        extra_args: Sequence[str] | str = (),
+        additional_envs: Mapping[str, str] | None = None,
+        arcadia_conn_id: str = DEFAULT_CONN_ID,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.lease = lease
+        self.model = model
+        self.ray = ray
+        self.num_gpus = num_gpus
+        self.served_model_name = served_model_name
+        self.launcher = launcher
+        self.port = port
+        self.dtype = dtype
+        self.max_model_len = max_model_len
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.gpu_memory_utilization = gpu_memory_utilization
+        self.trust_remote_code = trust_remote_code
+        self.extra_args = extra_args
+        self.additional_envs = additional_envs
+        self.arcadia_conn_id = arcadia_conn_id
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Launch, and return the handle."""
+        with no_retry_where_useless():
+            hook = ArcadiaHook(self.arcadia_conn_id)
+            ray = RayConnection.from_dict(self.ray) if self.ray else None
+            spec = self.build_spec(hook, ray)
+            require_model(spec.model, spec.num_gpus)
+            lease = hook.store.update(self.lease, lambda held: held.renew(time.time()))
+            handle = hook.launcher(self.launcher).launch(spec, lease, ray=ray)
+        self.log.info("Worker %s serves %s at %s: %s", handle.name, spec.model, handle.url, handle.where)
+        return handle.to_dict()
+
+    def build_spec(self, hook: ArcadiaHook, ray: RayConnection | None) -> WorkerSpec:
+        """The worker's spec. Raises :class:`ArcadiaConfigError` naming the parameter at fault."""
+        envs = {str(key): str(value) for key, value in (self.additional_envs or {}).items()}
+        return WorkerSpec(
+            name=self.lease,
+            model=self.model,
+            served_model_name=self.served_model_name or "",
+            num_gpus=parse_num_gpus(envs.get("NUMBER_GPUS", self.num_gpus)),
+            ray_cluster_index=ray.index if ray else 0,
+            ray_address=ray.address if ray else None,
+            ray_dashboard_url=ray.dashboard_url if ray else None,
+            ray_version=ray.ray_version if ray else None,
+            python_version=ray.python_version if ray else None,
+            controller_address=hook.config.gateway.controller,
+            port=self.port,
+            dtype=self.dtype,
+            max_model_len=parse_limit("max_model_len", self.max_model_len),
+            max_num_seqs=parse_limit("max_num_seqs", self.max_num_seqs) or 256,
+            max_num_batched_tokens=parse_limit("max_num_batched_tokens", self.max_num_batched_tokens) or 8192,
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            trust_remote_code=self.trust_remote_code,
+            api_key_file=hook.api_key_file(self.lease),
+            ray_token_file=hook.ray_token_file(self.lease),
+            lease_file=str(hook.store.file(self.lease)),
+            extra_args=tuple(
+                shlex.split(self.extra_args) if isinstance(self.extra_args, str) else self.extra_args
+            ),
+            additional_envs=envs,
+        )
+
+
+class ArcadiaTeardownWorkerOperator(BaseOperator):
+    """End everything the lease owns and wait until it is gone; right whenever and however often it runs.
+
+    Made to be a *teardown* task with ``on_failure_fail_dagrun=True``. That makes it decide the run's
+    state, so it fails, after cleaning up, when a task of its scope failed: a failed run must not turn green.
+
+    :param lease: name of the lease.
+    :param grace: seconds a process may take to end before it is killed.
+    :param fail_with_scope: whether to fail when a task upstream failed.
+    :param arcadia_conn_id: connection of type ``arcadia``.
+    """
+
+    template_fields: Sequence[str] = ("lease", "arcadia_conn_id")
+    ui_color = "#f5e6df"
+
+    def __init__(
+        self,
+        *,
+        lease: str,
+        grace: float = 30.0,
+        fail_with_scope: bool = True,
+        arcadia_conn_id: str = DEFAULT_CONN_ID,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.lease = lease
+        self.grace = grace
+        self.fail_with_scope = fail_with_scope
+        self.arcadia_conn_id = arcadia_conn_id
+
+    def execute(self, context: Context) -> None:
+        """Tear down. Raises :class:`TeardownError` when something is still there."""
+        hook = ArcadiaHook(self.arcadia_conn_id)
+        left = teardown(hook.store, self.lease, hook.launchers(), grace_s=self.grace)
+        if left:
+            raise TeardownError(
+                f"Teardown of lease {self.lease} could not end everything.",
+                still_running=f"Still there: {'; '.join(left)}.",
+                what_to_do="Clear this task to try again, or end these by hand.",
+            )
+        self.log.info("Lease %s and all it owned are gone.", self.lease)
+        if self.fail_with_scope and (failed := self._failed_upstream(context)):
+            raise AirflowFailException(
+                f"Cleaned up, and nothing is left running; the run fails because {', '.join(failed)} failed."
+            )
+
+    def _failed_upstream(self, context: Context) -> list[str]:
+        ti: Any = context["ti"]
+        upstream = sorted(self.get_flat_relative_ids(upstream=True))
+        if not upstream:
+            return []
+        states = ti.get_task_states(dag_id=ti.dag_id, run_ids=[context["run_id"]], task_ids=upstream)
+        return [task for run in states.values() for task, state in run.items() if state in FAILED_STATES]
+
+
+def parse_limit(name: str, value: int | str | None) -> int | None:
+    """An engine limit as given or as a template rendered it; empty or ``None`` text means "not set"."""
+    text = str(value).strip() if value is not None else ""
+    if text in {"", "None"}:
+        return None
+    if not text.isdecimal():
+        raise ArcadiaConfigError(f"{name} is {value!r}.", what_to_do=f"Set {name} to a whole number.")
+    return int(text)

@@ -1,0 +1,137 @@
+"""A worker around your tasks: reserved, launched, ready before them and gone after them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from airflow.sdk import BaseOperator, TaskGroup
+
+from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID
+from airflow_arcadia.operators.batch import ArcadiaBatchInferenceOperator, ArcadiaCheckBatchInputOperator
+from airflow_arcadia.operators.ray_cluster import ArcadiaProvisionRayClusterOperator
+from airflow_arcadia.operators.worker import (
+    ArcadiaLaunchWorkerOperator,
+    ArcadiaReserveWorkerOperator,
+    ArcadiaTeardownWorkerOperator,
+)
+from airflow_arcadia.sensors.worker import DEFAULT_STARTUP_TIMEOUT_S, ArcadiaModelReadySensor
+
+
+class ArcadiaWorkerGroup(TaskGroup):
+    """Wires reserve (setup) → provision_ray_cluster → launch_worker → model_ready → *your tasks* →
+    teardown_worker (teardown).
+
+    Use it as a context manager and give ``worker.handle`` to the tasks inside. The input of every
+    ``ArcadiaBatchInferenceOperator`` that starts inside is checked before anything is launched.
+
+    :param group_id: the group's id; with the DAG and the run it names the worker.
+    :param model: path of a model folder, or a repository id the worker's environment can load.
+    :param num_gpus: ``NUMBER_GPUS``: above 1 the tensor parallel size, placed on the Ray cluster.
+    :param ray_cluster: index (``RAY_CLUSTER_INDEX``), name, or ``"auto"``.
+    :param create: ``"if_missing"`` starts a local Ray head where nothing answers at a loopback address.
+    :param ray_cluster_spec: for a created head: ``num_gpus`` (logical GPUs) and ``num_cpus``.
+    :param launcher: how the worker runs: ``"process"``.
+    :param startup_timeout: seconds the worker may take until the model is ready.
+    :param poll_interval: seconds between two looks at a starting worker.
+    :param deferrable: wait for the model in the triggerer; None takes Airflow's default.
+    :param check_inputs: False for inputs that a task inside the group makes.
+    :param teardown_retries: how often a failed teardown is tried again by Airflow.
+    :param arcadia_conn_id: connection of type ``arcadia``.
+    :param worker_kwargs: further parameters of ``ArcadiaLaunchWorkerOperator``, e.g. ``max_num_seqs``.
+    :param task_group_kwargs: further parameters of Airflow's ``TaskGroup``.
+    """
+
+    def __init__(
+        self,
+        group_id: str,
+        *,
+        model: str,
+        num_gpus: int | str = 1,
+        ray_cluster: int | str = 0,
+        create: str = "never",
+        ray_cluster_spec: Mapping[str, Any] | None = None,
+        launcher: str = "process",
+        startup_timeout: float = DEFAULT_STARTUP_TIMEOUT_S,
+        poll_interval: float = 2.0,
+        deferrable: bool | None = None,
+        check_inputs: bool = True,
+        teardown_retries: int = 2,
+        arcadia_conn_id: str = DEFAULT_CONN_ID,
+        worker_kwargs: Mapping[str, Any] | None = None,
+        **task_group_kwargs: Any,
+    ) -> None:
+        super().__init__(group_id=group_id, **task_group_kwargs)
+        self.check_inputs = check_inputs
+        common: dict[str, Any] = {"task_group": self, "dag": self.dag, "arcadia_conn_id": arcadia_conn_id}
+        self.reserve = ArcadiaReserveWorkerOperator(task_id="reserve", group=self.group_id, **common)
+        lease: Any = self.reserve.output
+        self.provision = ArcadiaProvisionRayClusterOperator(
+            task_id="provision_ray_cluster",
+            lease=lease,
+            ray_cluster=ray_cluster,
+            num_gpus=num_gpus,
+            model=model,
+            create=create,
+            ray_cluster_spec=ray_cluster_spec,
+            **common,
+        )
+        self.launch = ArcadiaLaunchWorkerOperator(
+            task_id="launch_worker",
+            lease=lease,
+            model=model,
+            ray=self.provision.output,  # type: ignore[arg-type]  # an XComArg is rendered to its value
+            num_gpus=num_gpus,
+            launcher=launcher,
+            **common,
+            **(worker_kwargs or {}),
+        )
+        self.ready = ArcadiaModelReadySensor(
+            task_id="model_ready",
+            worker=self.launch.output,  # type: ignore[arg-type]
+            startup_timeout=startup_timeout,
+            poll_interval=poll_interval,
+            **({} if deferrable is None else {"deferrable": deferrable}),
+            **common,
+        )
+        self.teardown = ArcadiaTeardownWorkerOperator(
+            task_id="teardown_worker", lease=lease, retries=teardown_retries, **common
+        )
+        self.reserve >> self.provision >> self.launch >> self.ready
+
+    @property
+    def handle(self) -> Any:
+        """The ready worker's handle, as an XComArg: tasks that use it wait for the model by that alone."""
+        return self.ready.output
+
+    def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
+        """Wire the tasks added inside between model_ready and the teardown."""
+        super().__exit__(exc_type, exc, traceback)
+        if exc_type is not None:
+            return
+        own = {self.reserve, self.provision, self.launch, self.ready, self.teardown}
+        inside = [task for task in self.iter_tasks() if task not in own]
+        ids = {task.task_id for task in inside}
+        starts = [task for task in inside if not task.upstream_task_ids & ids]
+        ends = [task for task in inside if not task.downstream_task_ids & ids]
+        for task in starts:
+            self.ready >> task
+        for task in ends or [self.ready]:
+            task >> self.teardown
+        self.teardown.as_teardown(setups=self.reserve, on_failure_fail_dagrun=True)
+        self._check_inputs_of(starts)
+
+    def _check_inputs_of(self, starts: Sequence[BaseOperator]) -> None:
+        batches = [task for task in starts if isinstance(task, ArcadiaBatchInferenceOperator)]
+        if not self.check_inputs or not batches:
+            return
+        check = ArcadiaCheckBatchInputOperator(
+            task_id="check_input",
+            batches=[
+                {"input": b.input, "output": b.output, "parameters": b.parameters, "options": b.options}
+                for b in batches
+            ],
+            task_group=self,
+            dag=self.dag,
+        )
+        self.reserve >> check >> self.provision
