@@ -45,7 +45,9 @@ def get_provider_info() -> dict[str, Any]:
                     "arcadia_config_yaml": _text("arcadia-config YAML", "Its text; wins over the file"),
                     "worker_python": _text("Worker's Python", "For workers run as local processes"),
                     "state_dir": _text("State directory", "Leases and logs; default $AIRFLOW_HOME/arcadia"),
-                    "ray_token": _text("Ray token", "For Ray clusters with token authentication", secret=True),
+                    "ray_token": _text(
+                        "Ray token", "For Ray clusters with token authentication", secret=True
+                    ),
                 },
             }
         ],

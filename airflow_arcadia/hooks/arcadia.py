@@ -58,7 +58,7 @@ class ArcadiaHook(BaseHook):
             except AirflowNotFoundException as error:
                 raise ArcadiaConfigError(
                     f"Airflow has no connection {self.arcadia_conn_id!r}.",
-                    what_to_do="Add one of type arcadia with arcadia_config, or name another arcadia_conn_id.",
+                    what_to_do="Add one of type arcadia, or name another arcadia_conn_id.",
                 ) from error
         return self._connection
 

@@ -53,7 +53,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         self,
         *,
         worker: Mapping[str, Any] | Sequence[Mapping[str, Any]],
-        input: str,  # noqa: A002 - the field's word for it
+        input: str,
         output: str,
         parameters: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,

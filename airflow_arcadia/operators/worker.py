@@ -56,7 +56,9 @@ class ArcadiaReserveWorkerOperator(BaseOperator):
         ti = context["ti"]
         identity = Identity(ti.dag_id, context["run_id"], self.group, ti.map_index)
         with no_retry_where_useless():
-            lease = ArcadiaHook(self.arcadia_conn_id).store.reserve(identity, time.time(), self.lease_duration)
+            lease = ArcadiaHook(self.arcadia_conn_id).store.reserve(
+                identity, time.time(), self.lease_duration
+            )
         self.log.info("Reserved lease %s for %.0f s at a time.", lease.name, lease.duration_s)
         return lease.name
 

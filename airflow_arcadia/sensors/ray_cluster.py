@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseSensorOperator, PokeReturnValue
+from airflow.sdk import BaseSensorOperator
 
-from airflow_arcadia.exceptions import RayClusterError
-from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry_where_useless
-from airflow_arcadia.ray_cluster.provision import provision
-from airflow_arcadia.worker import parse_num_gpus
+from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
+    pass
 
 
 class ArcadiaRayClusterSensor(BaseSensorOperator):

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from airflow.triggers.base import BaseTrigger, TriggerEvent
-
-from airflow_arcadia.hooks.readiness import ReadinessWatch, describe
-from airflow_arcadia.launchers.process import ProcessLauncher
-from airflow_arcadia.lease_store import LeaseStore
-from airflow_arcadia.readiness import Failed, Ready
-from airflow_arcadia.worker import WorkerHandle
+from airflow.triggers.base import BaseTrigger
 
 
 class ArcadiaModelReadyTrigger(BaseTrigger):

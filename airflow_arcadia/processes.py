@@ -1,0 +1,223 @@
+"""Local processes as things with an identity: started, found again, ended, with nothing left.
+
+A process is known by pid *and* start time, because pids come again. Everything a lease owns also carries
+the lease's name in its environment, which children inherit and reparenting does not change: that is how
+the grandchildren of a killed worker are still found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from airflow_arcadia.exceptions import WorkerError
+
+LEASE_VARIABLE = "ARCADIA_LEASE"
+"""Environment variable that marks every process with the name of the lease that owns it."""
+
+SHM = "/dev/shm/"  # noqa: S108 - where Linux keeps POSIX shared memory, not a temporary file of ours
+_START_TOLERANCE_S = 0.05  # psutil rounds a start time to the kernel's clock tick, 1/100 s
+_KILL_WAIT_S = 5.0  # after SIGKILL only the kernel's own cleaning up is left
+_POLL_S = 0.05
+
+_INHERITED = frozenset({"HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "PATH", "LD_LIBRARY_PATH"})
+_INHERITED_PREFIXES = (
+    "LC_",
+    "HF_",
+    "TRANSFORMERS_",
+    "TORCH",
+    "VLLM_",
+    "CUDA_",
+    "NVIDIA_",
+    "NCCL_",
+    "GLOO_",
+    "OMP_",
+    "RAY_",
+    "FASTCHAT_",
+    "SSL_CERT_",
+    "AWS_",
+)
+_INHERITED_SUFFIXES = ("_PROXY", "_CA_BUNDLE")
+_PER_CLUSTER = frozenset({"RAY_ADDRESS", "RAY_JOB_ID"})  # of a cluster that is not the worker's
+
+
+def worker_environment(env: Mapping[str, str], python: str) -> dict[str, str]:
+    """The part of ``env`` that a worker needs; the rest stays with Airflow, its secrets first of all.
+
+    :param python: the worker's Python; what lies beside it is found first on ``PATH``.
+    """
+    kept = {
+        key: value
+        for key, value in env.items()
+        if key in _INHERITED
+        or key.startswith(_INHERITED_PREFIXES)
+        or key.upper().endswith(_INHERITED_SUFFIXES)
+    }
+    path = [str(Path(python).parent), *filter(None, [env.get("PATH")])]
+    kept |= {"PATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
+    return {key: value for key, value in kept.items() if key not in _PER_CLUSTER}
+
+
+def mark(lease: str) -> dict[str, str]:
+    """Environment that marks a process and all it starts as owned by ``lease``."""
+    # Ray and vLLM rename their processes; without SPT_NOENV the new title overwrites the environment.
+    return {LEASE_VARIABLE: lease, "SPT_NOENV": "1"}
+
+
+@dataclass(frozen=True)
+class ProcessRef:
+    """One process, safe against a pid that came again.
+
+    :param started_at: seconds since the epoch, as the kernel has it.
+    """
+
+    pid: int
+    started_at: float
+
+
+def spawn(
+    argv: Sequence[str], *, env: Mapping[str, str], log_path: Path, cwd: Path | None = None
+) -> ProcessRef:
+    """Start a process in its own session, its output appended to ``log_path``; it outlives its parent.
+
+    Raises :class:`WorkerError` when the program cannot be started.
+    """
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with log_path.open("ab") as log:
+        try:
+            process = subprocess.Popen(
+                list(argv),
+                env=dict(env),
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise WorkerError(
+                f"{argv[0]} cannot be started: {error}.",
+                what_to_do="Check that the path exists and may be executed.",
+            ) from error
+    return ProcessRef(process.pid, _start_time(process.pid) or time.time())
+
+
+def is_alive(ref: ProcessRef) -> bool:
+    """Whether that very process runs; a zombie is dead, and so is a stranger with its pid."""
+    started = _start_time(ref.pid)
+    return started is not None and abs(started - ref.started_at) <= _START_TOLERANCE_S
+
+
+def exit_code(ref: ProcessRef) -> int | None:
+    """How it ended, where this process is its parent and has not been told yet; else None.
+
+    Negative for a signal, as in :attr:`subprocess.Popen.returncode`.
+    """
+    with contextlib.suppress(ChildProcessError, OSError):
+        pid, status = os.waitpid(ref.pid, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+    return None
+
+
+def find_marked(lease: str) -> list[psutil.Process]:
+    """Every process whose environment says that this lease owns it."""
+    return [process for process in psutil.process_iter() if _is_marked(process, lease)]
+
+
+def end(ref: ProcessRef | None, lease: str, *, grace_s: float) -> list[str]:
+    """End a process and every other one marked with ``lease``; right when called again.
+
+    SIGTERM goes to the leader alone, so that it can end its own in order. After ``grace_s`` seconds, or
+    as soon as the leader is gone, SIGKILL goes to its group and to whatever is still marked. Returns what
+    is there nevertheless, as text.
+    """
+    if ref is not None and is_alive(ref):
+        _signal(ref.pid, signal.SIGTERM)
+        _wait(lambda: not is_alive(ref), grace_s)
+    if ref is not None and (is_alive(ref) or not psutil.pid_exists(ref.pid)):
+        # The group keeps the leader's number until its last member is gone, so it cannot be a stranger's.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(ref.pid, signal.SIGKILL)
+    for process in find_marked(lease):
+        _signal(process.pid, signal.SIGKILL)
+    _wait(lambda: not (ref is not None and is_alive(ref)) and not find_marked(lease), _KILL_WAIT_S)
+    left = [f"process {process.pid} ({_name(process)})" for process in find_marked(lease)]
+    if ref is not None and is_alive(ref) and not left:
+        left.append(f"process {ref.pid}")
+    return left
+
+
+def shm_files(pids: Iterable[int]) -> set[str]:
+    """Files under /dev/shm that these processes map, as paths."""
+    found: set[str] = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+                _, found_shm, name = line.partition(SHM)
+                if found_shm and not name.endswith(" (deleted)"):
+                    found.add(SHM + name)
+    return found
+
+
+def remove_unmapped_shm(paths: Iterable[str]) -> list[str]:
+    """Unlink those of ``paths`` that lie in /dev/shm and that no living process maps; returns the rest."""
+    wanted = {path for path in paths if path.startswith(SHM) and "/" not in path.removeprefix(SHM)}
+    if not wanted:
+        return []
+    mapped = shm_files(psutil.pids())
+    for path in wanted - mapped:
+        Path(path).unlink(missing_ok=True)
+    return sorted(path for path in wanted if Path(path).exists())
+
+
+def tail(path: Path, lines: int = 20) -> list[str]:
+    """The last lines of a text file, oldest first; empty when there is none."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 200 * max(lines, 1)))
+            return file.read().decode("utf-8", "replace").splitlines()[-lines:]
+    except FileNotFoundError:
+        return []
+
+
+def _start_time(pid: int) -> float | None:
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return None
+
+
+def _is_marked(process: psutil.Process, lease: str) -> bool:
+    try:
+        return process.environ().get(LEASE_VARIABLE) == lease and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, OSError):
+        return False
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.Error:
+        return "ended meanwhile"
+
+
+def _signal(pid: int, sign: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, sign)
+
+
+def _wait(condition: Callable[[], bool], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(_POLL_S)

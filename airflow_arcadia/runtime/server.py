@@ -1,0 +1,53 @@
+"""The command line and environment of vLLM's OpenAI server, from the worker's spec. Pure."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from airflow_arcadia.worker import WorkerSpec
+
+MIDDLEWARE = "airflow_arcadia.runtime.middleware.ArcadiaMiddleware"
+
+
+def server_argv(spec: WorkerSpec, python: str = sys.executable) -> list[str]:
+    """Words that start the server. No secret is among them: a command line is public on its machine."""
+    argv = [python, "-m", "vllm.entrypoints.openai.api_server"]
+    argv += ["--model", spec.model, "--served-model-name", spec.served_model_name]
+    argv += ["--host", spec.host, "--port", str(spec.port)]
+    argv += ["--dtype", spec.dtype]
+    argv += ["--max-num-seqs", str(spec.max_num_seqs)]
+    argv += ["--max-num-batched-tokens", str(spec.max_num_batched_tokens)]
+    if spec.max_model_len is not None:
+        argv += ["--max-model-len", str(spec.max_model_len)]
+    if spec.gpu_memory_utilization is not None:
+        argv += ["--gpu-memory-utilization", str(spec.gpu_memory_utilization)]
+    if spec.uses_ray:
+        argv += ["--tensor-parallel-size", str(spec.tensor_parallel_size)]
+        argv += ["--distributed-executor-backend", "ray"]
+    if spec.trust_remote_code:
+        argv += ["--trust-remote-code"]
+    # One line a request drowns everything else in a batch's log.
+    argv += ["--disable-uvicorn-access-log", "--middleware", MIDDLEWARE]
+    return [*argv, *spec.system_args, *spec.extra_args]
+
+
+def server_env(spec: WorkerSpec, base: Mapping[str, str], node_ip: str | None) -> dict[str, str]:
+    """The server's environment: the worker's own, and where its Ray node is.
+
+    :param node_ip: address of the Ray node on this host; vLLM must use the same (``VLLM_HOST_IP``).
+    """
+    env = dict(base)
+    if spec.uses_ray and spec.ray_address:
+        env["RAY_ADDRESS"] = spec.ray_address
+        if node_ip:
+            env.setdefault("VLLM_HOST_IP", node_ip)
+    else:
+        # One GPU needs no Ray: an address left in the environment must not make vLLM join one.
+        env.pop("RAY_ADDRESS", None)
+    if spec.ray_token_file:
+        env["RAY_AUTH_MODE"] = "token"
+    # vLLM drops an idle connection after 5 s by default, in the middle of a client's next request.
+    env.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "75")
+    env.setdefault("VLLM_NO_USAGE_STATS", "1")
+    return env

@@ -1,0 +1,69 @@
+"""The /dev/shm files an engine leaves behind: seen while it lives, removed after it.
+
+vLLM's ranks talk through POSIX shared memory (``psm_*`` message queues, ``*cpushm_*`` of the CPU build) and
+a killed engine unlinks none of it. The ranks are Ray's processes, not ours; they are known by sharing a
+file with one of ours.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import psutil
+
+from airflow_arcadia.processes import SHM, remove_unmapped_shm, shm_files
+from airflow_arcadia.runtime.guard import descendants
+
+_ENGINE_FILE = re.compile(re.escape(SHM) + r"(psm_|.*cpushm_)")
+_SCAN_S = 2.0
+_REMOVE_WAIT_S = 3.0  # a rank killed by Ray keeps its mappings for a moment
+
+
+class EngineSharedMemory:
+    """Keeps the list, also in a file, so that a teardown can remove them after a SIGKILL.
+
+    :param record: file to keep the list in, one path a line; None keeps it in memory.
+    """
+
+    def __init__(self, record: Path | None) -> None:
+        self._record = record
+        self._seen: set[str] = set()
+        self._next = 0.0
+
+    def look(self) -> None:
+        """See what the engine maps now; called in a loop, looks every few seconds."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _SCAN_S
+        own = _engine_files(shm_files(process.pid for process in descendants()))
+        if own <= self._seen and self._seen:
+            return
+        found = own | self._shared_with(own)
+        if found - self._seen:
+            self._seen |= found
+            if self._record is not None:
+                self._record.write_text("".join(f"{path}\n" for path in sorted(self._seen)))
+
+    def remove(self) -> list[str]:
+        """Remove all that was seen once nothing maps it; returns what is left."""
+        deadline = time.monotonic() + _REMOVE_WAIT_S
+        while (left := remove_unmapped_shm(self._seen)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if not left and self._record is not None:
+            self._record.unlink(missing_ok=True)
+        return left
+
+    @staticmethod
+    def _shared_with(own: set[str]) -> set[str]:
+        found: set[str] = set()
+        for pid in psutil.pids():
+            files = _engine_files(shm_files([pid]))
+            if files & own:
+                found |= files
+        return found
+
+
+def _engine_files(files: set[str]) -> set[str]:
+    return {path for path in files if _ENGINE_FILE.match(path)}
