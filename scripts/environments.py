@@ -1,0 +1,254 @@
+#!/usr/bin/env python3
+"""Set up the two environments and the local models, from nothing or from an interrupted try.
+
+``scripts/environments.py setup`` makes ``.venv`` (Airflow, tests, linters) and ``.venv-worker`` (vLLM, Ray,
+FastChat) from the locks in ``requirements/``; ``--demo`` adds the demo's model. Standard library only:
+nothing else is there yet. An environment's stamp is written last: without one it is made anew, with one
+that no longer fits it is brought up to date, and with a fitting one nothing happens.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VAR = ROOT / "var"
+PYTHON_VERSION = (3, 11)
+# Ray wants the same patch level on all its nodes, and the locks are resolved for this minor version.
+WANTED = ".".join(map(str, PYTHON_VERSION))
+UV = "uv>=0.9,<1"
+OLDEST_UV = (0, 7)  # the first minor version with --torch-backend in all of its releases
+STAMP = "arcadia-setup.stamp"
+
+AIRFLOW = (".venv", "requirements/airflow.txt")
+WORKER = (".venv-worker", "requirements/worker.txt")
+# Folder → the program (run by the worker's Python) that makes it, whole or not at all.
+TINY_MODEL = ("var/models/tiny-llama", "tests/tiny_model.py")
+DEMO_MODEL = ("var/models/SmolLM2-135M-Instruct", "demo/model.py")
+
+PIP_TO_UV = {
+    "PIP_INDEX_URL": "UV_DEFAULT_INDEX",
+    "PIP_EXTRA_INDEX_URL": "UV_INDEX",
+    "PIP_CERT": "SSL_CERT_FILE",
+}
+"""What pip was told about registries and uv does not read: one setting is enough for both."""
+
+
+class SetupError(Exception):
+    """Why it cannot go on, and what to do."""
+
+
+def find_python(candidates):
+    """Absolute path of the first usable Python 3.11. Raises SetupError naming what was found instead."""
+    probe = "import json, ssl, sqlite3, sys; print(json.dumps([sys.version_info[:2], sys.executable]))"
+    seen = []
+    for candidate in dict.fromkeys(filter(None, candidates)):
+        try:
+            answer = subprocess.run(
+                [candidate, "-c", probe], capture_output=True, text=True, timeout=30, check=True
+            ).stdout
+        except (OSError, subprocess.SubprocessError) as error:
+            last = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1:]
+            seen.append(f"{candidate}: not usable ({' '.join(last)})")
+            continue
+        version, path = json.loads(answer)
+        if tuple(version) == PYTHON_VERSION:
+            return path
+        seen.append(f"{candidate}: Python {'.'.join(map(str, version))}")
+    raise SetupError(
+        f"Python {WANTED} is needed and was not found. Looked at: {'; '.join(seen) or 'nothing'}.\n"
+        f"Install it (with its ssl and sqlite3 modules), or name one: "
+        f"PYTHON=/path/to/python{WANTED} make setup"
+    )
+
+
+def find_uv(python, env):
+    """Path of a uv that will do: the one on PATH, else one of our own under ``var/uv``."""
+    own = VAR / "uv" / "bin" / "uv"
+    for candidate in (shutil.which("uv"), str(own)):
+        if candidate and uv_version(candidate) >= OLDEST_UV:
+            return candidate
+    say("uv: not found, installed with pip into var/uv")
+    VAR.mkdir(exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=VAR, prefix=".uv-"))
+    # --target leaves the Python alone, also one that is "externally managed" (PEP 668).
+    command = [python, "-m", "pip", "install", "--quiet", "--upgrade", "--target", str(draft), UV]
+    if subprocess.run(command, env={**env, "PIP_USER": "0"}, check=False).returncode:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise SetupError(
+            f"{python} -m pip could not install uv (its message is above).\n"
+            f"Install pip for that Python, or uv itself so that it is on PATH, and run again."
+        )
+    shutil.rmtree(VAR / "uv", ignore_errors=True)
+    draft.rename(VAR / "uv")
+    return str(own)
+
+
+def uv_version(uv):
+    """(major, minor), or (0, 0) for one that does not run."""
+    try:
+        said = subprocess.check_output([uv, "--version"], text=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return (0, 0)
+    found = re.search(r"(\d+)\.(\d+)", said)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def tool_environment(env):
+    """The environment uv and pip run in: bytecode is wanted, and uv is told what pip was told."""
+    kept = {key: value for key, value in env.items() if key not in {"PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV"}}
+    return {uv: kept[pip] for pip, uv in PIP_TO_UV.items() if kept.get(pip)} | kept
+
+
+def torch_arguments(find_links):
+    """Where uv finds torch's CPU build: a wheel folder that has one, else PyTorch's own index.
+
+    ``find_links`` is ``PIP_FIND_LINKS``: folders or URLs, separated by white space as pip has it.
+    """
+    places = find_links.split()
+    arguments = [word for place in places for word in ("--find-links", place)]
+    if any(list(Path(place.replace("file://", "", 1)).glob("torch-*.whl")) for place in places):
+        return arguments
+    return [*arguments, "--torch-backend=cpu"]
+
+
+def fingerprint(lock, python):
+    """Text that changes when the environment made from ``lock`` by ``python`` would."""
+    # Not at the top: an older Python gets as far as finding a newer one.
+    import tomllib  # noqa: PLC0415
+
+    # Of pyproject.toml only what is installed: a linter's setting is no reason to install again.
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    installed = json.dumps([project["project"], project["build-system"]], sort_keys=True)
+    version = (ROOT / "airflow_arcadia" / "__init__.py").read_text(encoding="utf-8")
+    parts = [(ROOT / lock).read_text(encoding="utf-8"), installed, version, python, sys.version, str(ROOT)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def make_environment(folder, lock, python, env):
+    """Make or update one environment; nothing to do when its stamp fits."""
+    place = ROOT / folder
+    stamp, wanted = place / STAMP, fingerprint(lock, python)
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted and (place / "bin/python").exists():
+        return
+    started = time.monotonic()
+    uv = find_uv(python, env)
+    if not stamp.exists() or not (place / "bin/python").exists():
+        say(f"{folder}: made from {lock} …")
+        # Without a stamp an earlier try was interrupted: what it left may be half a package.
+        remove(place)
+        run([uv, "venv", "--quiet", "--no-python-downloads", "--python", python, str(place)], env)
+    else:
+        say(f"{folder}: brought up to date with {lock} …")
+        stamp.unlink()
+    target = ["--quiet", "--python", str(place / "bin/python"), "--compile-bytecode"]
+    torch = torch_arguments(env.get("PIP_FIND_LINKS", "")) if lock == WORKER[1] else []
+    # sync installs what the lock lists and nothing else: the lock is complete, and resolving again would
+    # bring back what the overrides took out.
+    run([uv, "pip", "sync", *target, *torch, str(ROOT / lock)], env)
+    run([uv, "pip", "install", *target, "--no-deps", "--editable", str(ROOT)], env)
+    draft = stamp.with_suffix(".tmp")
+    draft.write_text(wanted, encoding="utf-8")
+    draft.rename(stamp)
+    say(f"{folder}: ready after {time.monotonic() - started:.0f} s")
+
+
+def make_model(folder, program, env):
+    """Make one model folder with the worker's Python, unless it is there."""
+    if (ROOT / folder).exists():
+        return
+    say(f"{folder}: made by {program} …")
+    run([str(ROOT / WORKER[0] / "bin/python"), str(ROOT / program), str(ROOT / folder)], env)
+
+
+def setup(demo, env):
+    """Everything that is missing."""
+    python = find_python([env.get("PYTHON"), f"python{WANTED}", "python3", sys.executable])
+    if sys.version_info[:2] != PYTHON_VERSION:
+        os.execve(python, [python, *sys.argv], env)  # noqa: S606 - the same program, with that Python
+    with only_one():
+        for folder, lock in (AIRFLOW, WORKER):
+            make_environment(folder, lock, python, env)
+        for folder, program in (TINY_MODEL, DEMO_MODEL) if demo else (TINY_MODEL,):
+            make_model(folder, program, env)
+
+
+def lock(env):
+    """Resolve the locks again from ``requirements/*.in``."""
+    uv = find_uv(sys.executable, env)
+    common = ["--quiet", "--python-version", WANTED, "--no-emit-index-url", "--no-emit-find-links"]
+    overrides = ["--override", "requirements/worker-overrides.txt"]
+    for (_, output), more in (
+        (AIRFLOW, []),
+        (WORKER, [*torch_arguments(env.get("PIP_FIND_LINKS", "")), *overrides]),
+    ):
+        source = output.replace(".txt", ".in")
+        # The command is not noted in the file: it would name this machine's folders.
+        run([uv, "pip", "compile", *common, "--no-header", *more, "--output-file", output, source], env)
+
+
+@contextlib.contextmanager
+def only_one():
+    """Two set-ups at once would take each other's half-made environment for a broken one."""
+    VAR.mkdir(exist_ok=True)
+    with (VAR / "setup.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            say("another set-up is running, waiting for it …")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def remove(place):
+    """Remove a folder, its stamp first."""
+    (place / STAMP).unlink(missing_ok=True)
+    if place.exists():
+        shutil.rmtree(place)
+
+
+def run(command, env):
+    """Run one command. Raises SetupError when it fails; its own message is on the terminal already."""
+    status = subprocess.run(command, cwd=ROOT, env=env, check=False).returncode
+    if status:
+        raise SetupError(f"This command ended with status {status}: {' '.join(command)}")
+
+
+def say(text):
+    """One line of progress."""
+    print(f"set-up: {text}", flush=True)
+
+
+def main():
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("command", choices=["setup", "lock"])
+    parser.add_argument("--demo", action="store_true", help="also make the demo's model")
+    options = parser.parse_args()
+    env = tool_environment(os.environ)
+    try:
+        if options.command == "lock":
+            lock(env)
+        else:
+            setup(options.demo, env)
+    except SetupError as error:
+        print(f"set-up: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("set-up: interrupted; run it again and it goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
