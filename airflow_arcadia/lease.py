@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-DEFAULT_DURATION_S = 900.0
-"""How long a lease holds without a renewal: longer than the gap between two tasks of a busy scheduler."""
+DEFAULT_DURATION_S = 3600.0
+"""How long a lease holds without a renewal: longer than the gap between two tasks of a busy scheduler, and
+than a task of the user's own in between, which renews nothing."""
 
 MAX_NAME = 52
 """Longest lease name: a DNS label is 63 characters and the worker's parts add up to 11 more."""

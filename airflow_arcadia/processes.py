@@ -22,13 +22,17 @@ from airflow_arcadia.exceptions import WorkerError
 
 LEASE_VARIABLE = "ARCADIA_LEASE"
 """Environment variable that marks every process with the name of the lease that owns it."""
+OWNED_VARIABLE = "ARCADIA_OWNED"
+"""And with which of the lease's things it belongs to, as ``kind/name``."""
 
 SHM = "/dev/shm/"  # noqa: S108 - where Linux keeps POSIX shared memory, not a temporary file of ours
 _START_TOLERANCE_S = 0.05  # psutil rounds a start time to the kernel's clock tick, 1/100 s
 _KILL_WAIT_S = 5.0  # after SIGKILL only the kernel's own cleaning up is left
 _POLL_S = 0.05
 
-_INHERITED = frozenset({"HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "PATH", "LD_LIBRARY_PATH"})
+_INHERITED = frozenset(
+    {"HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH"}
+)
 _INHERITED_PREFIXES = (
     "LC_",
     "HF_",
@@ -43,10 +47,10 @@ _INHERITED_PREFIXES = (
     "RAY_",
     "FASTCHAT_",
     "SSL_CERT_",
-    "AWS_",
 )
 _INHERITED_SUFFIXES = ("_PROXY", "_CA_BUNDLE")
-_PER_CLUSTER = frozenset({"RAY_ADDRESS", "RAY_JOB_ID"})  # of a cluster that is not the worker's
+# Of a cluster that is not the worker's; and a key, which the worker gets as a file.
+_KEPT_BACK = frozenset({"RAY_ADDRESS", "RAY_JOB_ID", "VLLM_API_KEY"})
 
 
 def worker_environment(env: Mapping[str, str], python: str) -> dict[str, str]:
@@ -63,13 +67,13 @@ def worker_environment(env: Mapping[str, str], python: str) -> dict[str, str]:
     }
     path = [str(Path(python).parent), *filter(None, [env.get("PATH")])]
     kept |= {"PATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
-    return {key: value for key, value in kept.items() if key not in _PER_CLUSTER}
+    return {key: value for key, value in kept.items() if key not in _KEPT_BACK}
 
 
-def mark(lease: str) -> dict[str, str]:
-    """Environment that marks a process and all it starts as owned by ``lease``."""
+def mark(lease: str, owned: str) -> dict[str, str]:
+    """Environment that marks a process and all it starts as part of ``owned`` (kind/name) of ``lease``."""
     # Ray and vLLM rename their processes; without SPT_NOENV the new title overwrites the environment.
-    return {LEASE_VARIABLE: lease, "SPT_NOENV": "1"}
+    return {LEASE_VARIABLE: lease, OWNED_VARIABLE: owned, "SPT_NOENV": "1"}
 
 
 @dataclass(frozen=True)
@@ -128,13 +132,13 @@ def exit_code(ref: ProcessRef) -> int | None:
     return None
 
 
-def find_marked(lease: str) -> list[psutil.Process]:
-    """Every process whose environment says that this lease owns it."""
-    return [process for process in psutil.process_iter() if _is_marked(process, lease)]
+def find_marked(lease: str, owned: str | None = None) -> list[psutil.Process]:
+    """Every process whose environment says that it is part of ``owned``, or of anything of the lease."""
+    return [process for process in psutil.process_iter() if _is_marked(process, lease, owned)]
 
 
-def end(ref: ProcessRef | None, lease: str, *, grace_s: float) -> list[str]:
-    """End a process and every other one marked with ``lease``; right when called again.
+def end(ref: ProcessRef | None, lease: str, owned: str | None = None, *, grace_s: float) -> list[str]:
+    """End a process and every other one with the same mark; right when called again.
 
     SIGTERM goes to the leader alone, so that it can end its own in order. After ``grace_s`` seconds, or
     as soon as the leader is gone, SIGKILL goes to its group and to whatever is still marked. Returns what
@@ -147,10 +151,10 @@ def end(ref: ProcessRef | None, lease: str, *, grace_s: float) -> list[str]:
         # The group keeps the leader's number until its last member is gone, so it cannot be a stranger's.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(ref.pid, signal.SIGKILL)
-    for process in find_marked(lease):
+    for process in find_marked(lease, owned):
         _signal(process.pid, signal.SIGKILL)
-    _wait(lambda: not (ref is not None and is_alive(ref)) and not find_marked(lease), _KILL_WAIT_S)
-    left = [f"process {process.pid} ({_name(process)})" for process in find_marked(lease)]
+    _wait(lambda: not (ref is not None and is_alive(ref)) and not find_marked(lease, owned), _KILL_WAIT_S)
+    left = [f"process {process.pid} ({_name(process)})" for process in find_marked(lease, owned)]
     if ref is not None and is_alive(ref) and not left:
         left.append(f"process {ref.pid}")
     return left
@@ -198,9 +202,12 @@ def _start_time(pid: int) -> float | None:
         return None
 
 
-def _is_marked(process: psutil.Process, lease: str) -> bool:
+def _is_marked(process: psutil.Process, lease: str, owned: str | None) -> bool:
     try:
-        return process.environ().get(LEASE_VARIABLE) == lease and process.status() != psutil.STATUS_ZOMBIE
+        environ = process.environ()
+        if environ.get(LEASE_VARIABLE) != lease or owned not in {None, environ.get(OWNED_VARIABLE)}:
+            return False
+        return process.status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, OSError):
         return False
 

@@ -91,11 +91,7 @@ class ArcadiaHook(BaseHook):
 
     def launcher(self, name: str) -> Launcher:
         """The launcher of that name. Raises :class:`ArcadiaConfigError` naming those that exist."""
-        if name == ProcessLauncher.name:
-            return ProcessLauncher(self.store, self.worker_python)
-        raise ArcadiaConfigError(
-            f"There is no launcher {name!r}.", what_to_do=f"Use {ProcessLauncher.name!r}."
-        )
+        return make_launcher(name, self.store, self.worker_python)
 
     def launchers(self) -> dict[str, Launcher]:
         """Every launcher by name: what a teardown may need."""
@@ -117,6 +113,13 @@ class ArcadiaHook(BaseHook):
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(secret)
         return str(path)
+
+
+def make_launcher(name: str, store: LeaseStore, worker_python: str) -> Launcher:
+    """The launcher of that name. Raises :class:`ArcadiaConfigError` naming those that exist."""
+    if name == ProcessLauncher.name:
+        return ProcessLauncher(store, worker_python)
+    raise ArcadiaConfigError(f"There is no launcher {name!r}.", what_to_do=f"Use {ProcessLauncher.name!r}.")
 
 
 @contextlib.contextmanager

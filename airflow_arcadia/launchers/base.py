@@ -1,27 +1,15 @@
-"""What every launcher does, and what it can say about a worker."""
+"""What every launcher does."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from airflow_arcadia.lease import Lease
+from airflow_arcadia.readiness import ProcessObservation
 from airflow_arcadia.worker import RayConnection, WorkerHandle, WorkerSpec
 
-
-@dataclass(frozen=True)
-class ProcessObservation:
-    """What is known of the worker's process, wherever it runs.
-
-    :param alive: True, False, or None when it could not be read ("could not read" is never "absent").
-    :param exit_reason: for a dead one, how it ended: ``exit code 1``, ``OOMKilled``, …
-    :param log_tail: its last log lines, oldest first.
-    """
-
-    alive: bool | None
-    exit_reason: str | None = None
-    log_tail: Sequence[str] = ()
+__all__ = ["Launcher", "ProcessObservation"]
 
 
 class Launcher(Protocol):

@@ -41,7 +41,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
     template_fields: Sequence[str] = (
         "worker",
         "input",
-        "output",
+        "output_uri",
         "parameters",
         "options",
         "arcadia_conn_id",
@@ -64,7 +64,8 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         super().__init__(**kwargs)
         self.worker = worker
         self.input = input
-        self.output = output
+        # BaseOperator.output is the task's XCom, so the attribute cannot have the parameter's name.
+        self.output_uri = output
         self.parameters = parameters
         self.options = options
         self.progress_interval = progress_interval
@@ -76,7 +77,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         raw = [self.worker] if isinstance(self.worker, Mapping) else list(self.worker)
         handles = [WorkerHandle.from_dict(item) for item in raw]
         with no_retry_where_useless():
-            spec = build_spec(self.input, self.output, handles, self.parameters, self.options)
+            spec = build_spec(self.input, self.output_uri, handles, self.parameters, self.options)
             summary = run_batch(
                 spec,
                 [Endpoint(handle.url, _read_secret(handle.api_key_file)) for handle in handles],

@@ -54,7 +54,9 @@ class ArcadiaReserveWorkerOperator(BaseOperator):
     def execute(self, context: Context) -> str:
         """Reserve, and return the lease's name."""
         ti = context["ti"]
-        identity = Identity(ti.dag_id, context["run_id"], self.group, ti.map_index)
+        identity = Identity(
+            ti.dag_id, context["run_id"], self.group, -1 if ti.map_index is None else ti.map_index
+        )
         with no_retry_where_useless():
             lease = ArcadiaHook(self.arcadia_conn_id).store.reserve(
                 identity, time.time(), self.lease_duration
@@ -147,7 +149,8 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
             hook = ArcadiaHook(self.arcadia_conn_id)
             ray = RayConnection.from_dict(self.ray) if self.ray else None
             spec = self.build_spec(hook, ray)
-            require_model(spec.model, spec.num_gpus)
+            if self.launcher == "process":
+                require_model(spec.model, spec.num_gpus)
             lease = hook.store.update(self.lease, lambda held: held.renew(time.time()))
             handle = hook.launcher(self.launcher).launch(spec, lease, ray=ray)
         self.log.info("Worker %s serves %s at %s: %s", handle.name, spec.model, handle.url, handle.where)

@@ -123,6 +123,12 @@ class RayDashboard:
         async with self._session() as session:
             return _groups(await self._get(session, "/api/v0/placement_groups?detail=1"))
 
+    async def jobs_with(self, key: str, value: str) -> set[str]:
+        """Ids of the jobs, ended ones included, whose metadata has ``key`` equal to ``value``."""
+        async with self._session() as session:
+            jobs = await self._get(session, "/api/jobs/", list)
+        return {str(job["job_id"]) for job in jobs if (job.get("metadata") or {}).get(key) == value}
+
     def _session(self) -> aiohttp.ClientSession:
         headers = {}
         if self._token_file:
@@ -130,7 +136,7 @@ class RayDashboard:
             headers["Authorization"] = f"Bearer {token}"
         return aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S))
 
-    async def _get(self, session: aiohttp.ClientSession, path: str) -> dict[str, Any]:
+    async def _get(self, session: aiohttp.ClientSession, path: str, kind: type = dict) -> Any:
         try:
             async with session.get(self.url + path) as response:
                 if response.status in {401, 403}:
@@ -140,8 +146,8 @@ class RayDashboard:
                 body = await response.json(content_type=None)
         except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
             raise self._unreachable(str(error) or type(error).__name__) from error
-        if not isinstance(body, dict):
-            raise self._unreachable(f"{path} did not answer a JSON object")
+        if not isinstance(body, kind):
+            raise self._unreachable(f"{path} did not answer a JSON {kind.__name__}")
         return body
 
     def _refused(self, status: int) -> RayAuthenticationError:

@@ -43,12 +43,12 @@ def start_head(
             what_to_do="Start that cluster, or set headAddress to 127.0.0.1:<port>.",
         )
     log = store.directory(lease) / "ray-head.log"
-    where: dict[str, Any] = {"log": str(log), "lease": lease}
+    where: dict[str, Any] = {"log": str(log), "lease": lease, "owned": f"ray_cluster/{cluster.name}"}
     store.update(lease, lambda held: held.record(Owned("ray_cluster", cluster.name, LAUNCHER, where)))
     ray = str(Path(worker_python).with_name("ray"))
     head = head_argv(ray, cluster, num_gpus, num_cpus, _temp_dir(store.directory(lease)))
     guard = [worker_python, "-m", "airflow_arcadia.runtime.guard", "--lease-file", str(store.file(lease))]
-    env = worker_environment(os.environ, worker_python) | mark(lease)
+    env = worker_environment(os.environ, worker_python) | mark(lease, where["owned"])
     if ray_token_file:
         env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": ray_token_file}
     process = spawn([*guard, "--", *head], env=env, log_path=log)
@@ -88,7 +88,7 @@ def require_running(process: ProcessRef, log: Path, deadline: float) -> None:
 def end_head(where: Mapping[str, Any], *, grace_s: float) -> list[str]:
     """End the head and everything of it; returns what is left. Right when called again."""
     ref = ProcessRef(int(where["pid"]), float(where["started_at"])) if "pid" in where else None
-    return end(ref, str(where["lease"]), grace_s=grace_s)
+    return end(ref, str(where["lease"]), str(where["owned"]), grace_s=grace_s)
 
 
 def _temp_dir(directory: Path) -> str | None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseSensorOperator
+from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
-from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID
+from airflow_arcadia.exceptions import RayClusterError
+from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry_where_useless
+from airflow_arcadia.operators.links import RayDashboardLink
+from airflow_arcadia.ray_cluster.provision import provision
+from airflow_arcadia.worker import parse_num_gpus
 
 if TYPE_CHECKING:
-    pass
+    from airflow.sdk import Context
 
 
 class ArcadiaRayClusterSensor(BaseSensorOperator):
@@ -27,6 +31,8 @@ class ArcadiaRayClusterSensor(BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = ("lease", "ray_cluster", "num_gpus", "arcadia_conn_id")
+    operator_extra_links = (RayDashboardLink(),)
+    ui_color = "#e8f4ea"
 
     def __init__(
         self,
@@ -43,3 +49,24 @@ class ArcadiaRayClusterSensor(BaseSensorOperator):
         self.ray_cluster = ray_cluster
         self.num_gpus = num_gpus
         self.arcadia_conn_id = arcadia_conn_id
+
+    def poke(self, context: Context) -> PokeReturnValue:
+        """Look once; the connection is the value when it is usable."""
+        with no_retry_where_useless():
+            hook = ArcadiaHook(self.arcadia_conn_id)
+            try:
+                connection = provision(
+                    hook.config,
+                    self.ray_cluster,
+                    parse_num_gpus(self.num_gpus),
+                    lease=self.lease,
+                    store=hook.store,
+                    worker_python=hook.worker_python,
+                    ray_token_file=hook.ray_token_file(self.lease),
+                )
+            except RayClusterError as error:
+                if not error.retryable:
+                    raise
+                self.log.info("Not yet: %s", error.what)
+                return PokeReturnValue(False)
+        return PokeReturnValue(True, xcom_value=connection.to_dict())

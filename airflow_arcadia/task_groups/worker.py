@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from airflow.sdk import BaseOperator, TaskGroup
+from airflow.sdk import TaskGroup
 
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID
 from airflow_arcadia.operators.batch import ArcadiaBatchInferenceOperator, ArcadiaCheckBatchInputOperator
@@ -64,14 +64,15 @@ class ArcadiaWorkerGroup(TaskGroup):
         super().__init__(group_id=group_id, **task_group_kwargs)
         self.check_inputs = check_inputs
         common: dict[str, Any] = {"task_group": self, "dag": self.dag, "arcadia_conn_id": arcadia_conn_id}
-        self.reserve = ArcadiaReserveWorkerOperator(task_id="reserve", group=self.group_id, **common)
+        self.reserve = ArcadiaReserveWorkerOperator(task_id="reserve", group=str(self.group_id), **common)
         lease: Any = self.reserve.output
         self.provision = ArcadiaProvisionRayClusterOperator(
             task_id="provision_ray_cluster",
             lease=lease,
             ray_cluster=ray_cluster,
             num_gpus=num_gpus,
-            model=model,
+            # Only where the worker is a process here is a path a folder of this machine.
+            model=model if launcher == "process" else None,
             create=create,
             ray_cluster_spec=ray_cluster_spec,
             **common,
@@ -91,7 +92,7 @@ class ArcadiaWorkerGroup(TaskGroup):
             worker=self.launch.output,  # type: ignore[arg-type]
             startup_timeout=startup_timeout,
             poll_interval=poll_interval,
-            **({} if deferrable is None else {"deferrable": deferrable}),
+            deferrable=deferrable,
             **common,
         )
         self.teardown = ArcadiaTeardownWorkerOperator(
@@ -106,7 +107,7 @@ class ArcadiaWorkerGroup(TaskGroup):
 
     def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
         """Wire the tasks added inside between model_ready and the teardown."""
-        super().__exit__(exc_type, exc, traceback)
+        super().__exit__(exc_type, exc, traceback)  # type: ignore[no-untyped-call]
         if exc_type is not None:
             return
         own = {self.reserve, self.provision, self.launch, self.ready, self.teardown}
@@ -121,14 +122,14 @@ class ArcadiaWorkerGroup(TaskGroup):
         self.teardown.as_teardown(setups=self.reserve, on_failure_fail_dagrun=True)
         self._check_inputs_of(starts)
 
-    def _check_inputs_of(self, starts: Sequence[BaseOperator]) -> None:
+    def _check_inputs_of(self, starts: Sequence[object]) -> None:
         batches = [task for task in starts if isinstance(task, ArcadiaBatchInferenceOperator)]
         if not self.check_inputs or not batches:
             return
         check = ArcadiaCheckBatchInputOperator(
             task_id="check_input",
             batches=[
-                {"input": b.input, "output": b.output, "parameters": b.parameters, "options": b.options}
+                {"input": b.input, "output": b.output_uri, "parameters": b.parameters, "options": b.options}
                 for b in batches
             ],
             task_group=self,

@@ -1,0 +1,159 @@
+"""The worker as a process of this machine: the default, and what rehearses production without a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from airflow_arcadia.exceptions import ArcadiaConfigError, WorkerError
+from airflow_arcadia.lease import Lease, Owned
+from airflow_arcadia.lease_store import LeaseStore
+from airflow_arcadia.processes import (
+    ProcessRef,
+    end,
+    exit_code,
+    find_marked,
+    is_alive,
+    mark,
+    spawn,
+    tail,
+    worker_environment,
+)
+from airflow_arcadia.ray_cluster.jobs import job_environment
+from airflow_arcadia.readiness import ProcessObservation
+from airflow_arcadia.worker import RayConnection, WorkerHandle, WorkerSpec
+
+RUNTIME = "airflow_arcadia.runtime"
+LOG_LINES = 40  # a traceback of vLLM's with the lines before it
+
+
+class ProcessLauncher:
+    """Runs workers with the worker environment's Python, under leases of this machine.
+
+    :param store: where the leases are.
+    :param worker_python: Python of the worker's environment.
+    """
+
+    name = "process"
+
+    def __init__(self, store: LeaseStore, worker_python: str) -> None:
+        self._store = store
+        self._python = worker_python
+
+    def launch(self, spec: WorkerSpec, lease: Lease, *, ray: RayConnection | None) -> WorkerHandle:
+        """Start the worker, or return the handle of the one this lease already runs under that name.
+
+        Raises :class:`WorkerError` when the port is taken or the worker's Python cannot be started.
+        """
+        if spec.uses_ray and not spec.ray_address:
+            raise ArcadiaConfigError(
+                f"NUMBER_GPUS is {spec.num_gpus} but the worker has no Ray cluster.",
+                what_to_do="Give it what ArcadiaProvisionRayClusterOperator returned.",
+            )
+        owned = f"worker/{spec.name}"
+        found = self._running(lease, spec.name, owned)
+        if found is not None:
+            return self._handle(spec, lease, ray, found)
+        # A worker of an earlier try that died may have left something that holds a GPU or the port.
+        end(None, lease.name, owned, grace_s=0)
+        spec = replace(spec, port=_free_port(spec.host, spec.port))
+        log = self._store.directory(lease.name) / f"{spec.name}.log"
+        where: dict[str, Any] = {"log": str(log), "lease": lease.name, "owned": owned}
+        if ray is not None:
+            where |= {"ray_dashboard": ray.dashboard_url, "ray_token_file": spec.ray_token_file}
+        self._record(lease, spec.name, where)
+        env = worker_environment(os.environ, self._python) | mark(lease.name, owned)
+        env |= job_environment(lease.name) | spec.to_env()
+        process = spawn([self._python, "-m", RUNTIME], env=env, log_path=log)
+        where |= {"pid": process.pid, "started_at": process.started_at, "url": spec.url}
+        self._record(lease, spec.name, where)
+        return self._handle(spec, lease, ray, where)
+
+    async def observe(self, handle: WorkerHandle) -> ProcessObservation:
+        """Whether its process lives, and its last log lines."""
+        return await asyncio.to_thread(self._observe, handle.where)
+
+    def stop(self, where: Mapping[str, object], *, grace_s: float) -> Sequence[str]:
+        """End the worker and all it started; returns what is still there afterwards."""
+        return end(_ref(where), str(where["lease"]), str(where["owned"]), grace_s=grace_s)
+
+    def _observe(self, where: Mapping[str, Any]) -> ProcessObservation:
+        ref = _ref(where)
+        lines = tail(Path(str(where["log"])), LOG_LINES)
+        if ref is None or is_alive(ref):
+            return ProcessObservation(None if ref is None else True, log_tail=lines)
+        code = exit_code(ref)
+        reason = f"exit code {code}" if code is not None else None
+        return ProcessObservation(False, reason, lines)
+
+    def _running(self, lease: Lease, name: str, owned: str) -> dict[str, Any] | None:
+        """Where the worker of an earlier try is, if it still runs."""
+        record = lease.find("worker", name)
+        if record is None:
+            return None
+        ref = _ref(record.where)
+        if ref is not None:
+            return dict(record.where) if is_alive(ref) else None
+        # The earlier try died between starting the worker and writing down its pid.
+        for process in find_marked(lease.name, owned):
+            with contextlib.suppress(psutil.Error):
+                if process.cmdline()[1:3] == ["-m", RUNTIME]:
+                    url = process.environ()["FASTCHAT_WORKER_ADDRESS"]
+                    where = {"pid": process.pid, "started_at": process.create_time(), "url": url}
+                    return dict(record.where) | where
+        return None
+
+    def _record(self, lease: Lease, name: str, where: Mapping[str, Any]) -> None:
+        item = Owned("worker", name, self.name, dict(where))
+        self._store.update(lease.name, lambda held: held.record(item))
+
+    def _handle(
+        self, spec: WorkerSpec, lease: Lease, ray: RayConnection | None, where: Mapping[str, Any]
+    ) -> WorkerHandle:
+        return WorkerHandle(
+            name=spec.name,
+            lease=lease.name,
+            launcher=self.name,
+            url=str(where["url"]),
+            served_model_name=spec.served_model_name,
+            num_gpus=spec.num_gpus,
+            controller_address=spec.controller_address,
+            api_key_file=spec.api_key_file,
+            ray=ray,
+            where=where,
+        )
+
+
+def _ref(where: Mapping[str, Any]) -> ProcessRef | None:
+    return ProcessRef(int(where["pid"]), float(where["started_at"])) if "pid" in where else None
+
+
+def _free_port(host: str, port: int) -> int:
+    """``port`` if nothing listens there, a free one for 0. Raises :class:`WorkerError` naming the holder."""
+    with socket.socket() as probe:
+        # As the server does: a closed connection's TIME_WAIT does not make a port taken.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise WorkerError(
+                f"The worker cannot listen on {host}:{port}: {error.strerror}{_holder(port)}.",
+                what_to_do="Choose another port, or 0 for any free one.",
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+def _holder(port: int) -> str:
+    with contextlib.suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections("tcp"):
+            if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
+                return f", held by process {connection.pid}" if connection.pid else ""
+    return ""

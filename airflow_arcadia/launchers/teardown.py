@@ -1,0 +1,73 @@
+"""End everything a lease owns, in order, and say what is left."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from airflow_arcadia.exceptions import RayClusterError
+from airflow_arcadia.launchers.base import Launcher
+from airflow_arcadia.lease import Owned
+from airflow_arcadia.lease_store import LeaseStore
+from airflow_arcadia.processes import end, remove_unmapped_shm
+from airflow_arcadia.ray_cluster import local
+from airflow_arcadia.ray_cluster.dashboard import RayDashboard
+from airflow_arcadia.ray_cluster.jobs import groups_of_lease
+
+_PLACEMENT_GROUP_WAIT_S = 10.0  # Ray removes a dead driver's groups within a second or two
+_POLL_S = 0.2
+
+
+def teardown(store: LeaseStore, name: str, launchers: Mapping[str, Launcher], *, grace_s: float) -> list[str]:
+    """End what lease ``name`` owns, workers before their clusters; right when called again, or for nothing.
+
+    Returns what is still there, as text. Only when nothing is, the lease itself goes: until then a later
+    teardown finds everything again.
+
+    :param launchers: by name; each ends what it launched.
+    :param grace_s: seconds a process may take to end before it is killed.
+    """
+    lease = store.read(name)
+    left: list[str] = []
+    if lease is not None:
+        # Released first: what watches the lease starts to end by itself while we go from one to the next.
+        lease = store.update(name, lambda held: held.release())
+        workers = [item for item in lease.owned if item.kind == "worker"]
+        for worker in workers:
+            left += launchers[worker.launcher].stop(worker.where, grace_s=grace_s)
+        for worker in workers:
+            left += _wait_for_placement_groups(name, worker)
+        for item in lease.owned:
+            if item.launcher == local.LAUNCHER:
+                left += local.end_head(item.where, grace_s=grace_s)
+    left += [text for text in end(None, name, grace_s=0) if text not in left]
+    left += _remove_shared_memory(store.root / name)
+    if not left:
+        store.remove(name)
+    return left
+
+
+def _wait_for_placement_groups(lease: str, worker: Owned) -> list[str]:
+    """Wait until the Ray cluster the worker was placed on, which may outlive it, has none of its groups."""
+    url = worker.where.get("ray_dashboard")
+    if not url:
+        return []
+    dashboard = RayDashboard(url, worker.where.get("ray_token_file"))
+    deadline = time.monotonic() + _PLACEMENT_GROUP_WAIT_S
+    while True:
+        try:
+            held = asyncio.run(groups_of_lease(dashboard, lease))
+        except (RayClusterError, OSError):
+            # Without its head a cluster holds nothing; if it only cannot be read, its own clean-up of a
+            # driver that is gone does not need us.
+            return []
+        if not held or time.monotonic() > deadline:
+            return [f"placement group {group.group_id} on the Ray cluster at {url}" for group in held]
+        time.sleep(_POLL_S)
+
+
+def _remove_shared_memory(directory: Path) -> list[str]:
+    recorded = [path for file in directory.glob("*.shm") for path in file.read_text().splitlines()]
+    return [f"shared memory {path}" for path in remove_unmapped_shm(recorded)]

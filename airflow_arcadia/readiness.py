@@ -1,0 +1,138 @@
+"""When is a worker ready? Evidence in, one decision out; the sensor and the trigger share it.
+
+The order of evidence: its process lives → the controller lists the model → the worker itself answers → it
+generates one token. A heartbeat alone proves nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from airflow_arcadia.worker import WorkerStatus
+
+_CAUSE = re.compile(r"(?:^|\s)(\w[\w.]*(?:Error|Exception|Killed)\b: .+|arcadia: (?!stopp|say).+)$")
+
+
+@dataclass(frozen=True)
+class ProcessObservation:
+    """What is known of the worker's process, wherever it runs.
+
+    :param alive: True, False, or None when it could not be read ("could not read" is never "absent").
+    :param exit_reason: for a dead one, how it ended: ``exit code 1``, ``OOMKilled``, …
+    :param log_tail: its last log lines, oldest first.
+    """
+
+    alive: bool | None
+    exit_reason: str | None = None
+    log_tail: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Observation:
+    """All that was seen of a worker at one moment; None means "not looked at, or could not be read".
+
+    :param listed: whether the controller lists the model; True where there is no controller.
+    :param answers: whether the worker itself says that it serves the model.
+    :param generates: whether it generated a token.
+    :param said: what stood in the way, in words, for the log and for a timeout's message.
+    """
+
+    process: ProcessObservation
+    listed: bool | None = None
+    answers: bool | None = None
+    generates: bool | None = None
+    said: str = ""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Not ready yet.
+
+    :param status: for logs and the UI.
+    :param what: what it waits for, as part of a sentence.
+    """
+
+    what: str
+    status: WorkerStatus = WorkerStatus.STARTING
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The model generates."""
+
+    status: WorkerStatus = field(default=WorkerStatus.READY)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """It will not be ready.
+
+    :param what: one sentence with the cause.
+    :param still_running: one sentence.
+    """
+
+    what: str
+    still_running: str
+    what_to_do: str
+    log_tail: Sequence[str] = ()
+    status: WorkerStatus = WorkerStatus.FAILED
+
+    @property
+    def sentences(self) -> str:
+        """What happened, what still runs, what to do; and the worker's last log lines."""
+        told = f"{self.what} {self.still_running} {self.what_to_do}"
+        return "\n".join([told, "The worker's last log lines:", *self.log_tail]) if self.log_tail else told
+
+
+Outcome = Waiting | Ready | Failed
+
+
+def decide(seen: Observation, *, started_at: float, now: float, startup_timeout_s: float) -> Outcome:
+    """Whether the worker is ready, may still become so, or will not (times in seconds since the epoch)."""
+    if seen.process.alive is False:
+        return _dead(seen.process)
+    if seen.process.alive and seen.listed and seen.answers and seen.generates:
+        return Ready()
+    missing = _missing(seen)
+    if now - started_at < startup_timeout_s:
+        return Waiting(missing)
+    return Failed(
+        f"The model was not ready within {startup_timeout_s:.0f} s: still waiting for {missing}.",
+        still_running="The worker still runs; the teardown ends it.",
+        what_to_do="Raise startup_timeout, or see the worker's log for what it spends its time on.",
+        log_tail=seen.process.log_tail,
+    )
+
+
+def likely_cause(log_tail: Sequence[str]) -> str | None:
+    """The log line that most likely names the cause: the last exception, or our own last word."""
+    found = [match.group(1) for line in log_tail if (match := _CAUSE.search(line.rstrip()))]
+    exceptions = [line for line in found if not line.startswith("arcadia: ")]
+    if exceptions:
+        return exceptions[-1]
+    return found[-1].removeprefix("arcadia: ") if found else None
+
+
+def _dead(process: ProcessObservation) -> Failed:
+    how = f" ({process.exit_reason})" if process.exit_reason else ""
+    cause = likely_cause(process.log_tail)
+    return Failed(
+        f"The worker ended before it was ready{how}{f': {cause}' if cause else ''}.".replace("..", "."),
+        still_running="It is no longer running.",
+        what_to_do="Correct the cause its log names, then clear the run from launch_worker.",
+        log_tail=process.log_tail,
+    )
+
+
+def _missing(seen: Observation) -> str:
+    if seen.process.alive is None:
+        what = "its process to be readable"
+    elif not seen.answers:
+        what = "the worker to serve the model"
+    elif not seen.listed:
+        what = "the controller to list the model"
+    else:
+        what = "the first generated token"
+    return f"{what} ({seen.said})" if seen.said else what

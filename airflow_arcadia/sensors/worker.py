@@ -1,0 +1,115 @@
+"""Wait until a worker's model is truly ready."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import conf
+from airflow.sdk import BaseSensorOperator, PokeReturnValue
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook
+from airflow_arcadia.launchers.observe import observe
+from airflow_arcadia.readiness import Failed, Outcome, Ready, Waiting, decide
+from airflow_arcadia.triggers.worker import ArcadiaModelReadyTrigger
+from airflow_arcadia.worker import WorkerHandle
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+DEFAULT_STARTUP_TIMEOUT_S = 1800.0
+"""What loading a large model from a network disk may take."""
+_BEYOND_S = 60.0  # Airflow's own timeouts come after ours, which says why
+
+
+class ArcadiaModelReadySensor(BaseSensorOperator):
+    """Waits until the model generates: process alive → model listed → worker answers → one token.
+
+    Returns the worker's handle. A worker that dies fails the wait within ``poll_interval`` plus a second,
+    with the cause and its last log lines.
+
+    :param worker: what ``ArcadiaLaunchWorkerOperator`` returned.
+    :param startup_timeout: seconds the worker may take.
+    :param poll_interval: seconds between two looks.
+    :param deferrable: wait in the triggerer, without a worker slot.
+    :param arcadia_conn_id: connection of type ``arcadia``.
+    """
+
+    template_fields: Sequence[str] = ("worker", "arcadia_conn_id")
+    template_fields_renderers = {"worker": "json"}
+    ui_color = "#e8f4ea"
+
+    def __init__(
+        self,
+        *,
+        worker: Mapping[str, Any],
+        startup_timeout: float = DEFAULT_STARTUP_TIMEOUT_S,
+        poll_interval: float = 2.0,
+        deferrable: bool | None = None,
+        arcadia_conn_id: str = DEFAULT_CONN_ID,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(poke_interval=poll_interval, timeout=startup_timeout + _BEYOND_S, **kwargs)
+        self.worker = worker
+        self.startup_timeout = startup_timeout
+        self.poll_interval = poll_interval
+        if deferrable is None:
+            deferrable = conf.getboolean("operators", "default_deferrable", fallback=False)
+        self.deferrable = deferrable
+        self.arcadia_conn_id = arcadia_conn_id
+        self._said = ""
+
+    def execute(self, context: Context) -> Any:
+        """Wait, here or in the triggerer, and return the handle."""
+        self._started_at = time.time()
+        if not self.deferrable:
+            return super().execute(context)
+        if self.poke(context).is_done:
+            return dict(self.worker)
+        hook = ArcadiaHook(self.arcadia_conn_id)
+        self.defer(
+            trigger=ArcadiaModelReadyTrigger(
+                handle=dict(self.worker),
+                state_dir=str(hook.store.root),
+                worker_python=hook.worker_python,
+                started_at=self._started_at,
+                startup_timeout=self.startup_timeout,
+                poll_interval=self.poll_interval,
+            ),
+            method_name="execute_complete",
+            timeout=timedelta(seconds=self.startup_timeout + _BEYOND_S),
+        )
+        return None
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Take the trigger's word. Raises when the worker will not be ready."""
+        if event["failed"]:
+            raise AirflowFailException(event["failed"])
+        self.log.info("The model is ready at %s.", event["handle"]["url"])
+        return dict(event["handle"])
+
+    def poke(self, context: Context) -> PokeReturnValue:
+        """Look once. Raises when the worker will not be ready."""
+        handle = WorkerHandle.from_dict(self.worker)
+        hook = ArcadiaHook(self.arcadia_conn_id)
+        now = time.time()
+        hook.store.update(handle.lease, lambda held: held.renew(now))
+        seen = asyncio.run(observe(hook.launcher(handle.launcher), handle))
+        outcome = decide(
+            seen, started_at=self._started_at, now=time.time(), startup_timeout_s=self.startup_timeout
+        )
+        self._tell(outcome, now)
+        return PokeReturnValue(isinstance(outcome, Ready), xcom_value=dict(self.worker))
+
+    def _tell(self, outcome: Outcome, now: float) -> None:
+        if isinstance(outcome, Failed):
+            raise AirflowFailException(outcome.sentences)
+        if isinstance(outcome, Waiting) and outcome.what != self._said:
+            self._said = outcome.what
+            self.log.info("%.0f s: waiting for %s", now - self._started_at, outcome.what)
+        if isinstance(outcome, Ready):
+            self.log.info("The model is ready after %.1f s.", now - self._started_at)
