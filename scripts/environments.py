@@ -43,19 +43,28 @@ PIP_TO_UV = {
 }
 """What pip was told about registries and uv does not read: one setting is enough for both."""
 
+PIP_QUIETLY = {"PIP_USER": "0", "PIP_ROOT_USER_ACTION": "ignore"}
+
 
 class SetupError(Exception):
     """Why it cannot go on, and what to do."""
 
 
+# The base executable: an activated virtual environment may be the one that is about to be made anew.
+PROBE = """
+import json, os, sqlite3, ssl, sys
+python = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+print(json.dumps([sys.version_info[:2], python]))
+"""
+
+
 def find_python(candidates):
     """Absolute path of the first usable Python 3.11. Raises SetupError naming what was found instead."""
-    probe = "import json, ssl, sqlite3, sys; print(json.dumps([sys.version_info[:2], sys.executable]))"
     seen = []
     for candidate in dict.fromkeys(filter(None, candidates)):
         try:
             answer = subprocess.run(
-                [candidate, "-c", probe], capture_output=True, text=True, timeout=30, check=True
+                [candidate, "-c", PROBE], capture_output=True, text=True, timeout=30, check=True
             ).stdout
         except (OSError, subprocess.SubprocessError) as error:
             last = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1:]
@@ -83,7 +92,7 @@ def find_uv(python, env):
     draft = Path(tempfile.mkdtemp(dir=VAR, prefix=".uv-"))
     # --target leaves the Python alone, also one that is "externally managed" (PEP 668).
     command = [python, "-m", "pip", "install", "--quiet", "--upgrade", "--target", str(draft), UV]
-    if subprocess.run(command, env={**env, "PIP_USER": "0"}, check=False).returncode:
+    if subprocess.run(command, env={**env, **PIP_QUIETLY}, check=False).returncode:
         shutil.rmtree(draft, ignore_errors=True)
         raise SetupError(
             f"{python} -m pip could not install uv (its message is above).\n"
@@ -107,7 +116,7 @@ def uv_version(uv):
 def tool_environment(env):
     """The environment uv and pip run in: bytecode is wanted, and uv is told what pip was told."""
     kept = {key: value for key, value in env.items() if key not in {"PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV"}}
-    return {uv: kept[pip] for pip, uv in PIP_TO_UV.items() if kept.get(pip)} | kept
+    return {**{uv: kept[pip] for pip, uv in PIP_TO_UV.items() if kept.get(pip)}, **kept}
 
 
 def torch_arguments(find_links):
@@ -122,8 +131,8 @@ def torch_arguments(find_links):
     return [*arguments, "--torch-backend=cpu"]
 
 
-def fingerprint(lock, python):
-    """Text that changes when the environment made from ``lock`` by ``python`` would."""
+def fingerprint(lock):
+    """Two lines: where the environment is, and a hash of all that it is made from."""
     # Not at the top: an older Python gets as far as finding a newer one.
     import tomllib  # noqa: PLC0415
 
@@ -131,21 +140,33 @@ def fingerprint(lock, python):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     installed = json.dumps([project["project"], project["build-system"]], sort_keys=True)
     version = (ROOT / "airflow_arcadia" / "__init__.py").read_text(encoding="utf-8")
-    parts = [(ROOT / lock).read_text(encoding="utf-8"), installed, version, python, sys.version, str(ROOT)]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    parts = [(ROOT / lock).read_text(encoding="utf-8"), installed, version]
+    return f"{ROOT}\n{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()}\n"
+
+
+def what_to_do(stamped, wanted):
+    """``nothing``, ``update`` or ``anew``, given the stamp found (None without one) and the one wanted."""
+    if stamped == wanted:
+        return "nothing"
+    # Without a stamp an earlier try was interrupted: what it left may be half a package. And programs of an
+    # environment name its folder: one that was moved cannot be mended by installing.
+    moved = stamped is not None and stamped.splitlines()[:1] != wanted.splitlines()[:1]
+    return "anew" if stamped is None or moved else "update"
 
 
 def make_environment(folder, lock, python, env):
     """Make or update one environment; nothing to do when its stamp fits."""
     place = ROOT / folder
-    stamp, wanted = place / STAMP, fingerprint(lock, python)
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted and (place / "bin/python").exists():
+    stamp, wanted = place / STAMP, fingerprint(lock)
+    # A Python that was removed leaves a dangling link.
+    usable = stamp.exists() and (place / "bin/python").exists()
+    step = what_to_do(stamp.read_text(encoding="utf-8") if usable else None, wanted)
+    if step == "nothing":
         return
     started = time.monotonic()
     uv = find_uv(python, env)
-    if not stamp.exists() or not (place / "bin/python").exists():
+    if step == "anew":
         say(f"{folder}: made from {lock} …")
-        # Without a stamp an earlier try was interrupted: what it left may be half a package.
         remove(place)
         run([uv, "venv", "--quiet", "--no-python-downloads", "--python", python, str(place)], env)
     else:
@@ -168,13 +189,14 @@ def make_model(folder, program, env):
     if (ROOT / folder).exists():
         return
     say(f"{folder}: made by {program} …")
-    run([str(ROOT / WORKER[0] / "bin/python"), str(ROOT / program), str(ROOT / folder)], env)
+    python = str(ROOT / WORKER[0] / "bin/python")
+    run([python, str(ROOT / program), str(ROOT / folder)], {**env, "TQDM_DISABLE": "1"})
 
 
 def setup(demo, env):
     """Everything that is missing."""
     python = find_python([env.get("PYTHON"), f"python{WANTED}", "python3", sys.executable])
-    if sys.version_info[:2] != PYTHON_VERSION:
+    if os.path.realpath(sys.executable) != python:
         os.execve(python, [python, *sys.argv], env)  # noqa: S606 - the same program, with that Python
     with only_one():
         for folder, lock in (AIRFLOW, WORKER):
