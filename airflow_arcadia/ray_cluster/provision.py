@@ -77,7 +77,7 @@ def provision(
         worker_python=worker_python,
         ray_token_file=ray_token_file,
     )
-    _wait_for_head(process, cluster, store.directory(lease) / "ray-head.log", ray_token_file)
+    wait_for_head(process, cluster, store.directory(lease) / "ray-head.log", ray_token_file)
     return _usable(index, cluster, num_gpus, worker_python, ray_token_file, created=True)
 
 
@@ -184,7 +184,7 @@ def _created_before(store: LeaseStore, lease: str, cluster: RayCluster) -> Proce
     return process if is_alive(process) else None
 
 
-def _wait_for_head(process: ProcessRef, cluster: RayCluster, log: Path, ray_token_file: str | None) -> None:
+def wait_for_head(process: ProcessRef, cluster: RayCluster, log: Path, ray_token_file: str | None) -> None:
     """Until the head tells of its node: it answers HTTP before it has one."""
     dashboard = RayDashboard(cluster.dashboard_url, ray_token_file)
     deadline = time.monotonic() + local.START_TIMEOUT_S

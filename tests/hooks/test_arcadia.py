@@ -1,0 +1,36 @@
+"""The hook: what a connection says, and what is said of one that does not say enough."""
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_arcadia.exceptions import ArcadiaConfigError, RayClusterError
+from airflow_arcadia.hooks.arcadia import ArcadiaHook, no_retry_where_useless
+from tests.airflow_context import set_connection
+
+
+def test_the_configuration_is_read_from_a_file_or_from_inline_yaml(tmp_path, monkeypatch):
+    file = tmp_path / "arcadia-config.yaml"
+    file.write_text("rayClusters: [{name: from-file, headAddress: h}]")
+    set_connection(monkeypatch, arcadia_config=str(file))
+    assert ArcadiaHook().config.ray_clusters[0].name == "from-file"
+    inline = "rayClusters: [{name: inline, headAddress: h}]"
+    set_connection(monkeypatch, arcadia_config=str(file), arcadia_config_yaml=inline)
+    assert ArcadiaHook().config.ray_clusters[0].name == "inline"
+
+
+def test_a_connection_without_a_configuration_says_what_to_set(monkeypatch):
+    set_connection(monkeypatch)
+    with pytest.raises(ArcadiaConfigError, match="arcadia_config"):
+        _ = ArcadiaHook().config
+
+
+def test_a_connection_that_does_not_exist_is_named():
+    with pytest.raises(ArcadiaConfigError, match="no connection 'nowhere'"):
+        _ = ArcadiaHook("nowhere").config
+
+
+def test_only_what_a_retry_can_mend_is_retried():
+    with pytest.raises(RayClusterError), no_retry_where_useless():
+        raise RayClusterError("a", what_to_do="b")
+    with pytest.raises(AirflowFailException, match=r"a Nothing was started\. b"), no_retry_where_useless():
+        raise ArcadiaConfigError("a", what_to_do="b")

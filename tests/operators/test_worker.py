@@ -1,0 +1,169 @@
+"""The worker's operators: what is refused at the door, and that nothing was started by then."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_arcadia.lease import Lease, Owned
+from airflow_arcadia.lease_store import LeaseError, LeaseStore
+from airflow_arcadia.operators.worker import (
+    ArcadiaLaunchWorkerOperator,
+    ArcadiaReserveWorkerOperator,
+    ArcadiaTeardownWorkerOperator,
+)
+from airflow_arcadia.processes import find_marked
+from tests.airflow_context import make_context, set_connection
+
+
+@pytest.fixture(autouse=True)
+def _connection(monkeypatch: pytest.MonkeyPatch, store: LeaseStore, worker_python: str) -> None:
+    set_connection(
+        monkeypatch,
+        arcadia_config_yaml="rayClusters: []",
+        state_dir=str(store.root),
+        worker_python=worker_python,
+    )
+
+
+def launch(lease: Lease, **kwargs) -> dict:
+    kwargs.setdefault("model", "org/model")
+    return ArcadiaLaunchWorkerOperator(task_id="launch", lease=lease.name, **kwargs).execute(make_context())
+
+
+def test_reserving_starts_nothing_and_a_retry_reserves_the_same(store: LeaseStore):
+    operator = ArcadiaReserveWorkerOperator(task_id="reserve", group="qwen", lease_duration=60)
+    name = operator.execute(make_context())
+    assert operator.execute(make_context()) == name
+    assert store.names() == [name]
+    lease = store.read(name)
+    assert lease is not None
+    assert (lease.owned, lease.duration_s, lease.identity.group) == ((), 60, "qwen")
+    assert operator.execute(make_context(run_id="manual__2")) != name
+
+
+@pytest.mark.parametrize("num_gpus", ["two", "0", 0, -2, ""])
+def test_number_gpus_must_be_a_positive_whole_number(lease: Lease, num_gpus: object):
+    with pytest.raises(AirflowFailException, match="NUMBER_GPUS"):
+        launch(lease, num_gpus=num_gpus)
+    assert find_marked(lease.name) == []
+
+
+def test_a_model_path_without_config_json_is_refused(lease: Lease, tmp_path: Path):
+    with pytest.raises(AirflowFailException, match=r"no config\.json"):
+        launch(lease, model=str(tmp_path))
+    assert find_marked(lease.name) == []
+
+
+def test_heads_that_cannot_be_divided_name_the_sizes_that_would_do(lease: Lease, tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 9, "num_key_value_heads": 3}')
+    with pytest.raises(AirflowFailException, match="Set NUMBER_GPUS to 1, 3 or 9"):
+        launch(lease, model=str(tmp_path), num_gpus=2)
+
+
+def test_more_than_one_gpu_without_a_ray_cluster_is_refused(lease: Lease):
+    with pytest.raises(AirflowFailException, match="has no Ray cluster"):
+        launch(lease, num_gpus=2)
+
+
+def test_a_port_that_is_taken_is_named_with_its_holder(lease: Lease):
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(Exception, match=rf"127\.0\.0\.1:{port}.*in use, held by process \d+"):
+            launch(lease, port=port)
+    assert find_marked(lease.name) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"launcher": "ship"}, "no launcher 'ship'"),
+        ({"max_num_seqs": "many"}, "max_num_seqs"),
+        ({"arcadia_conn_id": "nowhere"}, "no connection 'nowhere'"),
+    ],
+)
+def test_a_parameter_that_makes_no_sense_is_named(lease: Lease, wrong: dict, said: str):
+    with pytest.raises(AirflowFailException, match=said):
+        launch(lease, **wrong)
+
+
+def test_a_lease_that_was_torn_down_cannot_launch(lease: Lease, store: LeaseStore):
+    store.remove(lease.name)
+    with pytest.raises(LeaseError, match="does not exist"):
+        launch(lease)
+
+
+def test_a_worker_python_that_is_not_there_is_named(
+    lease: Lease, store: LeaseStore, monkeypatch: pytest.MonkeyPatch
+):
+    set_connection(
+        monkeypatch,
+        arcadia_config_yaml="rayClusters: []",
+        state_dir=str(store.root),
+        worker_python="/nowhere/python",
+    )
+    with pytest.raises(Exception, match="/nowhere/python cannot be started"):
+        launch(lease)
+
+
+def test_secrets_are_in_files_of_the_lease_and_nowhere_else(
+    lease: Lease, store: LeaseStore, monkeypatch: pytest.MonkeyPatch, worker_python: str
+):
+    set_connection(
+        monkeypatch,
+        password="the-api-key",
+        ray_token="the-ray-token",
+        arcadia_config_yaml="rayClusters: []",
+        state_dir=str(store.root),
+        worker_python=worker_python,
+    )
+    handle = launch(lease)
+    for process in find_marked(lease.name):
+        assert "the-api-key" not in " ".join(process.cmdline()) + json.dumps(process.environ())
+        assert "the-ray-token" not in " ".join(process.cmdline()) + json.dumps(process.environ())
+    assert "the-api-key" not in json.dumps(handle)
+    key = Path(handle["api_key_file"])
+    assert (key.read_text(), key.stat().st_mode & 0o777) == ("the-api-key", 0o600)
+    ArcadiaTeardownWorkerOperator(task_id="teardown", lease=lease.name).execute(make_context())
+    assert not key.exists()
+
+
+def test_a_retry_finds_the_worker_it_started(lease: Lease, store: LeaseStore):
+    first = launch(lease)
+    assert launch(lease) == first
+    # The earlier try was killed before it wrote down the pid: found by its mark.
+    forgotten = {k: v for k, v in first["where"].items() if k not in {"pid", "started_at", "url"}}
+    store.update(lease.name, lambda held: held.record(Owned("worker", lease.name, "process", forgotten)))
+    again = launch(lease)
+    assert (again["where"]["pid"], again["url"]) == (first["where"]["pid"], first["url"])
+
+
+def test_teardown_is_right_when_nothing_was_launched_and_when_called_twice(lease: Lease, store: LeaseStore):
+    operator = ArcadiaTeardownWorkerOperator(task_id="teardown", lease=lease.name)
+    operator.execute(make_context())
+    operator.execute(make_context())
+    assert store.names() == []
+
+
+def test_teardown_ends_the_worker_and_fails_the_run_when_its_scope_failed(lease: Lease, store: LeaseStore):
+    from airflow.sdk import DAG
+
+    launch(lease)
+    assert find_marked(lease.name)
+    with DAG("dag", schedule=None):
+        work = ArcadiaReserveWorkerOperator(task_id="answer")
+        operator = ArcadiaTeardownWorkerOperator(task_id="teardown", lease=lease.name, grace=10)
+        work >> operator
+    began = time.monotonic()
+    with pytest.raises(AirflowFailException, match=r"nothing is left running; .* answer failed"):
+        operator.execute(make_context(answer="failed"))
+    assert time.monotonic() - began < 10
+    assert find_marked(lease.name) == []
+    assert store.names() == []

@@ -1,0 +1,29 @@
+"""Errors say three things and survive the trip between processes."""
+
+import inspect
+import pickle
+
+import pytest
+
+from airflow_arcadia import exceptions, lease_store, preflight
+from airflow_arcadia.exceptions import ArcadiaError
+from airflow_arcadia.ray_cluster import dashboard
+
+
+def test_an_error_says_what_happened_what_runs_and_what_to_do():
+    error = ArcadiaError("It broke.", what_to_do="Mend it.")
+    assert str(error) == "It broke. Nothing was started. Mend it."
+
+
+FAMILY = [
+    kind
+    for module in (exceptions, lease_store, preflight, dashboard)
+    for _, kind in inspect.getmembers(module, inspect.isclass)
+    if issubclass(kind, ArcadiaError)
+]
+
+
+@pytest.mark.parametrize("kind", sorted(set(FAMILY), key=lambda kind: kind.__name__))
+def test_every_error_of_the_family_can_be_pickled(kind: type[ArcadiaError]):
+    copy = pickle.loads(pickle.dumps(kind("a", what_to_do="b", still_running="c")))  # noqa: S301 - our own
+    assert (type(copy), str(copy)) == (kind, "a c b")

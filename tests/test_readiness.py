@@ -1,0 +1,77 @@
+"""Readiness: evidence in, one decision out."""
+
+import itertools
+
+import pytest
+
+from airflow_arcadia.readiness import (
+    Failed,
+    Observation,
+    ProcessObservation,
+    Ready,
+    Waiting,
+    decide,
+    likely_cause,
+)
+
+ALIVE = ProcessObservation(True)
+
+
+def at(seconds: float, seen: Observation) -> Waiting | Ready | Failed:
+    return decide(seen, started_at=1000.0, now=1000.0 + seconds, startup_timeout_s=60.0)
+
+
+def test_only_all_of_the_evidence_makes_it_ready():
+    for listed, answers, generates in itertools.product((True, False, None), repeat=3):
+        outcome = at(1, Observation(ALIVE, listed, answers, generates))
+        assert isinstance(outcome, Ready) == (listed is answers is generates is True)
+
+
+@pytest.mark.parametrize(
+    ("seen", "what"),
+    [
+        (Observation(ProcessObservation(None)), "its process"),
+        (Observation(ALIVE), "the worker to serve the model"),
+        (Observation(ALIVE, None, True), "the controller to list the model"),
+        (Observation(ALIVE, True, True, False, "HTTP 500"), r"the first generated token \(HTTP 500\)"),
+    ],
+)
+def test_what_it_waits_for_is_named_and_ends_with_the_time_out(seen: Observation, what: str):
+    waiting = at(59, seen)
+    assert isinstance(waiting, Waiting)
+    assert what.replace("\\", "") in waiting.what
+    failed = at(60, seen)
+    assert isinstance(failed, Failed)
+    assert what.replace("\\", "") in failed.what
+    assert "startup_timeout" in failed.what_to_do
+
+
+def test_a_process_that_cannot_be_read_is_not_dead():
+    assert isinstance(at(1, Observation(ProcessObservation(None))), Waiting)
+
+
+def test_a_dead_worker_fails_at_once_with_the_cause_and_its_log():
+    lines = ["INFO loading", "ValueError: the model is too large", "arcadia: vLLM's server ended by itself"]
+    failed = at(1, Observation(ProcessObservation(False, "exit code 4", lines)))
+    assert isinstance(failed, Failed)
+    assert "exit code 4" in failed.what
+    assert "ValueError: the model is too large" in failed.what
+    assert failed.sentences.endswith("\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("lines", "cause"),
+    [
+        (
+            ["RuntimeError: first", "torch.OutOfMemoryError: CUDA out of memory", "INFO x"],
+            "torch.OutOfMemoryError",
+        ),
+        (["(EngineCore pid=1) ERROR 11-23 [core.py:1] KeyError: 'x'"], "KeyError: 'x'"),
+        (["arcadia: cannot start: no Ray"], "cannot start: no Ray"),
+        (["INFO all is well"], None),
+        ([], None),
+    ],
+)
+def test_the_likely_cause_is_the_last_exception_or_our_own_last_word(lines: list[str], cause: str | None):
+    found = likely_cause(lines)
+    assert found is None if cause is None else found is not None and found.startswith(cause)
