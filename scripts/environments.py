@@ -32,9 +32,9 @@ STAMP = "arcadia-setup.stamp"
 
 AIRFLOW = (".venv", "requirements/airflow.txt")
 WORKER = (".venv-worker", "requirements/worker.txt")
-# Folder → the program (run by the worker's Python) that makes it, whole or not at all.
-TINY_MODEL = ("var/models/tiny-llama", "tests/tiny_model.py")
-DEMO_MODEL = ("var/models/SmolLM2-135M-Instruct", "demo/model.py")
+# A folder, and the module (run by the worker's Python) that makes it, whole or not at all.
+TINY_MODEL = ("var/models/tiny-llama", "tests.tiny_model")
+DEMO_MODEL = ("var/models/SmolLM2-135M-Instruct", "demo.model")
 
 PIP_TO_UV = {
     "PIP_INDEX_URL": "UV_DEFAULT_INDEX",
@@ -184,13 +184,16 @@ def make_environment(folder, lock, python, env):
     say(f"{folder}: ready after {time.monotonic() - started:.0f} s")
 
 
-def make_model(folder, program, env):
+def make_model(folder, module, env):
     """Make one model folder with the worker's Python, unless it is there."""
-    if (ROOT / folder).exists():
+    place = ROOT / folder
+    if place.exists():
         return
-    say(f"{folder}: made by {program} …")
+    say(f"{folder}: made by {module} …")
+    for draft in place.parent.glob(".draft-*"):  # of a try that was interrupted
+        shutil.rmtree(draft)
     python = str(ROOT / WORKER[0] / "bin/python")
-    run([python, str(ROOT / program), str(ROOT / folder)], {**env, "TQDM_DISABLE": "1"})
+    run([python, "-m", module, str(place)], {**env, "TQDM_DISABLE": "1"})
 
 
 def setup(demo, env):
@@ -201,8 +204,8 @@ def setup(demo, env):
     with only_one():
         for folder, lock in (AIRFLOW, WORKER):
             make_environment(folder, lock, python, env)
-        for folder, program in (TINY_MODEL, DEMO_MODEL) if demo else (TINY_MODEL,):
-            make_model(folder, program, env)
+        for folder, module in (TINY_MODEL, DEMO_MODEL) if demo else (TINY_MODEL,):
+            make_model(folder, module, env)
 
 
 def lock(env):

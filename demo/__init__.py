@@ -1,0 +1,1 @@
+"""The demo: a real model, a real run, and what was seen while it went on."""
