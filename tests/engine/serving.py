@@ -1,0 +1,178 @@
+"""Real workers and a real FastChat, for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from airflow_arcadia.launchers.observe import observe
+from airflow_arcadia.launchers.process import ProcessLauncher
+from airflow_arcadia.launchers.teardown import teardown
+from airflow_arcadia.lease import Identity
+from airflow_arcadia.lease_store import LeaseStore
+from airflow_arcadia.processes import find_marked
+from airflow_arcadia.readiness import Ready, Waiting, decide
+from airflow_arcadia.worker import RayConnection, WorkerHandle, WorkerSpec
+from tests.conftest import free_port, wait_for
+
+TINY_ENGINE = ("--enforce-eager", "--kv-cache-memory-bytes", "268435456")
+STARTUP_TIMEOUT_S = 240.0
+
+
+@dataclass
+class Served:
+    """A worker that was launched for tests."""
+
+    handle: WorkerHandle
+    launcher: ProcessLauncher
+    store: LeaseStore
+    api_key: str | None = None
+    before: set[str] = field(default_factory=set)
+
+    @property
+    def url(self) -> str:
+        """Its base URL."""
+        return self.handle.url
+
+    @property
+    def log(self) -> str:
+        """All it has logged."""
+        return Path(self.handle.where["log"]).read_text()
+
+    def post(self, path: str, body: Any, **kwargs: Any) -> requests.Response:
+        """One call with the right key."""
+        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        return requests.post(f"{self.url}{path}", json=body, headers=headers, timeout=120, **kwargs)
+
+    def complete(self, prompt: str, max_tokens: int = 24) -> str:
+        """Greedy continuation."""
+        body = {"model": self.handle.served_model_name, "prompt": prompt, "temperature": 0}
+        answer = self.post("/v1/completions", {**body, "max_tokens": max_tokens})
+        assert answer.ok, answer.text
+        return str(answer.json()["choices"][0]["text"])
+
+    def look(self, timeout_s: float = STARTUP_TIMEOUT_S, started_at: float | None = None) -> Any:
+        """One decision about its readiness."""
+        seen = asyncio.run(observe(self.launcher, self.handle))
+        now = time.time()
+        return decide(seen, started_at=started_at or now, now=now, startup_timeout_s=timeout_s)
+
+    def wait_until_decided(self) -> Any:
+        """Ready or failed."""
+
+        def decided() -> Any:
+            outcome = self.look()
+            return None if isinstance(outcome, Waiting) else outcome
+
+        return wait_for(decided, STARTUP_TIMEOUT_S, "the worker to be ready or to fail")
+
+    def end(self) -> list[str]:
+        """Tear its lease down; what is left."""
+        return teardown(self.store, self.handle.lease, {"process": self.launcher}, grace_s=30)
+
+    @property
+    def leftovers(self) -> list[str]:
+        """Its processes, and /dev/shm files that were not there before it."""
+        processes = [f"{p.pid} {p.name()}" for p in find_marked(self.handle.lease)]
+        return processes + sorted(set(os.listdir("/dev/shm")) - self.before)
+
+
+@contextlib.contextmanager
+def launched(
+    root: Path,
+    worker_python: str,
+    model: str,
+    *,
+    ray: RayConnection | None = None,
+    api_key: str | None = None,
+    **spec: Any,
+) -> Iterator[Served]:
+    """A worker of its own lease; torn down at the end."""
+    store = LeaseStore(root)
+    name = store.reserve(Identity("tests", root.name, "worker"), time.time()).name
+    key_file = None
+    if api_key:
+        key_file = store.directory(name) / "api-key"
+        key_file.write_text(api_key)
+    settings: dict[str, Any] = {
+        "dtype": "float32",
+        "max_model_len": 512,
+        "max_num_seqs": 16,
+        "max_num_batched_tokens": 1024,
+        "extra_args": TINY_ENGINE,
+        **spec,
+    }
+    whole = WorkerSpec(
+        name=name,
+        model=model,
+        num_gpus=2 if ray else 1,
+        ray_address=ray.address if ray else None,
+        ray_dashboard_url=ray.dashboard_url if ray else None,
+        api_key_file=str(key_file) if key_file else None,
+        lease_file=str(store.file(name)),
+        **settings,
+    )
+    launcher = ProcessLauncher(store, worker_python)
+    before = set(os.listdir("/dev/shm"))
+    lease = store.read(name)
+    assert lease is not None
+    served = Served(launcher.launch(whole, lease, ray=ray), launcher, store, api_key, before)
+    try:
+        yield served
+    finally:
+        left = served.end()
+        assert left == []
+
+
+@contextlib.contextmanager
+def served(*args: Any, **kwargs: Any) -> Iterator[Served]:
+    """A worker that is ready."""
+    with launched(*args, **kwargs) as worker:
+        outcome = worker.wait_until_decided()
+        assert isinstance(outcome, Ready), outcome
+        yield worker
+
+
+@contextlib.contextmanager
+def fastchat(module: str, worker_python: str, folder: Path, *words: str, port: int = 0) -> Iterator[str]:
+    """One of FastChat's own servers, unmodified; yields its URL."""
+    port = port or free_port()
+    with (folder / f"{module}-{port}.log").open("ab") as log:
+        process = subprocess.Popen(
+            [
+                worker_python,
+                "-m",
+                f"fastchat.serve.{module}",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(port),
+                *words,
+            ],
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+        )
+    url = f"http://127.0.0.1:{port}"
+
+    def listens() -> bool:
+        assert process.poll() is None, f"{module} ended: see {folder}"
+        with contextlib.suppress(requests.ConnectionError):
+            return bool(requests.get(url, timeout=5).status_code)
+        return False
+
+    try:
+        wait_for(listens, 60, module)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
