@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -170,7 +171,7 @@ def test_fastchats_protocol_answers_whole_and_as_a_stream(worker: Served):
     assert len(parts) > 5
     assert parts[-1]["text"] == whole["text"] == worker.complete("import", 12)
     assert all(
-        after["text"].startswith(before["text"]) for before, after in zip(parts, parts[1:], strict=False)
+        after["text"].startswith(before["text"]) for before, after in itertools.pairwise(parts)
     )
 
 
