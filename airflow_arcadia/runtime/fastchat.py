@@ -48,7 +48,7 @@ def completion_request(params: Mapping[str, Any], model: str, *, stream: bool) -
     if not isinstance(prompt, str) or not prompt:
         raise ValueError("prompt must be a text that is not empty")
     temperature = float(params.get("temperature", 1.0))
-    greedy = temperature <= 1e-5
+    greedy = 0 <= temperature <= 1e-5
     stop = params.get("stop") or []
     body: dict[str, Any] = {
         "model": params.get("model") or model,
