@@ -38,7 +38,11 @@ def build(folder: Path) -> None:
     )
     # Any text does; the standard library's is the same for everybody with the same Python.
     tokenizer.train_from_iterator(
-        [Path(json.__file__).read_text(), Path(shutil.__file__).read_text(), Path(tempfile.__file__).read_text()],
+        [
+            Path(json.__file__).read_text(),
+            Path(shutil.__file__).read_text(),
+            Path(tempfile.__file__).read_text(),
+        ],
         trainer,
     )
     tokenizer.save(str(folder / "tokenizer.json"))

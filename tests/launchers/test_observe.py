@@ -1,0 +1,120 @@
+"""Looking at a worker from outside, over real HTTP; engine tests look at real workers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from airflow_arcadia.launchers.observe import observe
+from airflow_arcadia.readiness import Observation, ProcessObservation
+from airflow_arcadia.worker import WorkerHandle
+from tests.conftest import free_port
+
+
+class Server:
+    """Answers what a test says, and remembers the keys it was sent."""
+
+    def __init__(self, answers: dict[str, Any]) -> None:
+        self.answers = answers
+        self.keys: set[str | None] = set()
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.keys.add(request.headers.get("Authorization"))
+        found = self.answers.get(request.path)
+        return web.json_response(found, status=404 if found is None else 200)
+
+
+class Alive:
+    """A launcher whose worker is in a known state."""
+
+    name = "known"
+
+    def __init__(self, alive: bool | None = True) -> None:
+        self.observation = ProcessObservation(alive)
+
+    async def observe(self, handle: WorkerHandle) -> ProcessObservation:
+        return self.observation
+
+
+READY: dict[str, Any] = {
+    "/worker_get_status": {"model_names": ["m"]},
+    "/model_details": {"context_length": 512},
+    "/v1/completions": {"choices": [{"text": "1"}]},
+}
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Any]:
+    servers = []
+
+    async def start(answers: dict[str, Any]) -> tuple[Server, str]:
+        server = Server(answers)
+        app = web.Application()
+        app.router.add_post("/{path:.*}", server.answer)
+        test_server = TestServer(app)
+        await test_server.start_server()
+        servers.append(test_server)
+        return server, str(test_server.make_url("")).rstrip("/")
+
+    yield start
+    for test_server in servers:
+        await test_server.close()
+
+
+def handle(url: str, controller: str | None = None, key_file: str | None = None) -> WorkerHandle:
+    return WorkerHandle("w", "lease", "known", url, "m", 1, controller, key_file)
+
+
+async def look(*args: Any, alive: bool | None = True) -> Observation:
+    return await observe(Alive(alive), handle(*args))  # type: ignore[arg-type]
+
+
+async def test_all_evidence_is_seen_and_the_key_goes_to_the_worker_alone(serve: Any, tmp_path: Path):
+    (tmp_path / "key").write_text("the-key\n")
+    worker, url = await serve(READY)
+    controller, controller_url = await serve({"/list_models": {"models": ["m"]}})
+    seen = await look(url, controller_url, str(tmp_path / "key"))
+    assert (seen.listed, seen.answers, seen.generates) == (True, True, True)
+    assert worker.keys == {"Bearer the-key"}
+    assert controller.keys == {None}
+
+
+async def test_without_a_controller_it_need_not_be_listed(serve: Any):
+    _, url = await serve(READY)
+    assert (await look(url)).generates
+
+
+async def test_an_embedding_model_proves_itself_with_a_vector(serve: Any):
+    answers = {k: v for k, v in READY.items() if k != "/v1/completions"}
+    _, url = await serve({**answers, "/v1/embeddings": {"data": [{"embedding": [0.5]}]}})
+    assert (await look(url)).generates
+
+
+async def test_a_controller_that_cannot_be_asked_is_not_one_that_does_not_list(serve: Any):
+    _, url = await serve(READY)
+    seen = await look(url, f"http://127.0.0.1:{free_port()}")
+    assert (seen.listed, seen.answers) == (None, True)
+    assert "cannot be asked: nothing listens there" in seen.said
+
+
+async def test_a_model_that_is_served_but_does_not_generate_is_not_ready(serve: Any):
+    _, url = await serve({k: v for k, v in READY.items() if k != "/v1/completions"})
+    seen = await look(url)
+    assert (seen.answers, seen.generates) == (True, False)
+    assert "HTTP 404" in seen.said
+
+
+async def test_of_a_dead_worker_nothing_more_is_asked(serve: Any):
+    worker, url = await serve(READY)
+    seen = await look(url, alive=False)
+    assert (seen.process.alive, seen.answers, worker.keys) == (False, None, set())
+
+
+async def test_another_model_at_the_same_address_is_not_ours(serve: Any):
+    _, url = await serve({**READY, "/worker_get_status": {"model_names": ["other"]}})
+    assert (await look(url)).answers is False

@@ -1,0 +1,124 @@
+"""Teardown: in order, complete, and honest about what it could not end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from multiprocessing import shared_memory
+from pathlib import Path
+
+from airflow_arcadia.launchers.process import ProcessLauncher
+from airflow_arcadia.launchers.teardown import teardown
+from airflow_arcadia.lease import Lease, Owned
+from airflow_arcadia.lease_store import LeaseStore
+from airflow_arcadia.processes import find_marked, is_alive, mark, spawn
+from tests.conftest import free_port
+
+SLEEP = ["/bin/sleep", "600"]
+
+
+class Stubborn:
+    """A launcher that cannot end its worker until it is allowed to."""
+
+    name = "stubborn"
+
+    def __init__(self) -> None:
+        self.left = ["pod w"]
+
+    def stop(self, where: Mapping[str, object], *, grace_s: float) -> list[str]:
+        return self.left
+
+
+def start(store: LeaseStore, lease: Lease, kind: str, launcher: str, name: str = "w") -> Owned:
+    owned = f"{kind}/{name}"
+    log = store.directory(lease.name) / f"{name}.log"
+    ref = spawn(SLEEP, env=mark(lease.name, owned), log_path=log)
+    where = {
+        "lease": lease.name,
+        "owned": owned,
+        "log": str(log),
+        "pid": ref.pid,
+        "started_at": ref.started_at,
+    }
+    item = Owned(kind, name, launcher, where)
+    store.update(lease.name, lambda held: held.record(item))
+    return item
+
+
+def test_workers_clusters_and_the_lease_itself_go(store: LeaseStore, lease: Lease):
+    start(store, lease, "worker", "process")
+    start(store, lease, "ray_cluster", "local_head", "c")
+    spawn(SLEEP, env=mark(lease.name, "worker/unrecorded"), log_path=store.directory(lease.name) / "x")
+    launchers = {"process": ProcessLauncher(store, "python")}
+    assert teardown(store, lease.name, launchers, grace_s=5) == []
+    assert find_marked(lease.name) == []
+    assert store.names() == []
+
+
+def test_what_is_left_is_said_and_keeps_the_lease_for_the_next_try(store: LeaseStore, lease: Lease):
+    store.update(lease.name, lambda held: held.record(Owned("worker", "w", "stubborn", {})))
+    stubborn = Stubborn()
+    launchers = {"stubborn": stubborn}
+    assert teardown(store, lease.name, launchers, grace_s=0) == ["pod w"]  # type: ignore[arg-type]
+    kept = store.read(lease.name)
+    assert kept is not None
+    assert kept.released
+    stubborn.left = []
+    assert teardown(store, lease.name, launchers, grace_s=0) == []  # type: ignore[arg-type]
+    assert store.names() == []
+
+
+def test_a_worker_that_was_only_intended_is_no_obstacle(store: LeaseStore, lease: Lease):
+    where = {"lease": lease.name, "owned": "worker/w", "log": "nowhere"}
+    store.update(lease.name, lambda held: held.record(Owned("worker", "w", "process", where)))
+    assert teardown(store, lease.name, {"process": ProcessLauncher(store, "python")}, grace_s=0) == []
+
+
+def test_two_teardowns_at_the_same_time_are_both_right(store: LeaseStore, lease: Lease):
+    start(store, lease, "worker", "process")
+    launchers = {"process": ProcessLauncher(store, "python")}
+    results: list[list[str]] = []
+    racers = [
+        threading.Thread(target=lambda: results.append(teardown(store, lease.name, launchers, grace_s=5)))
+        for _ in range(2)
+    ]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join()
+    assert results == [[], []]
+    assert store.names() == []
+
+
+def test_shared_memory_that_a_killed_worker_left_is_removed(store: LeaseStore, lease: Lease):
+    memory = shared_memory.SharedMemory(create=True, size=4096)
+    memory.close()
+    path = Path(f"/dev/shm/{memory.name}")
+    (store.directory(lease.name) / "w.shm").write_text(f"{path}\n")
+    assert teardown(store, lease.name, {}, grace_s=0) == []
+    assert not path.exists()
+
+
+def test_a_ray_cluster_that_is_gone_holds_nothing(store: LeaseStore, lease: Lease):
+    item = start(store, lease, "worker", "process")
+    where = {**item.where, "ray_dashboard": f"http://127.0.0.1:{free_port()}"}
+    store.update(lease.name, lambda held: held.record(Owned("worker", "w", "process", where)))
+    assert teardown(store, lease.name, {"process": ProcessLauncher(store, "python")}, grace_s=5) == []
+
+
+def test_a_lease_that_never_was_is_torn_down_too(store: LeaseStore):
+    assert teardown(store, "never-reserved-0", {}, grace_s=0) == []
+    assert not (store.root / "never-reserved-0").exists()
+
+
+def test_a_stranger_with_the_recorded_pid_survives(store: LeaseStore, lease: Lease):
+    item = start(store, lease, "worker", "process")
+    stranger = spawn(SLEEP, env={}, log_path=store.directory(lease.name) / "stranger")
+    where = {**item.where, "pid": stranger.pid, "started_at": stranger.started_at - 100}
+    store.update(lease.name, lambda held: held.record(Owned("worker", "w", "process", where)))
+    assert teardown(store, lease.name, {"process": ProcessLauncher(store, "python")}, grace_s=1) == []
+    assert is_alive(stranger)
+    os.kill(stranger.pid, signal.SIGKILL)
+    os.waitpid(stranger.pid, 0)

@@ -1,0 +1,77 @@
+"""The group's wiring: setup, order, teardown, and where the handle comes from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG, task
+
+from airflow_arcadia.operators.batch import ArcadiaBatchInferenceOperator
+from airflow_arcadia.task_groups.worker import ArcadiaWorkerGroup
+
+
+def batch(task_id: str, worker: ArcadiaWorkerGroup) -> ArcadiaBatchInferenceOperator:
+    return ArcadiaBatchInferenceOperator(
+        task_id=task_id, worker=worker.handle, input="in.jsonl", output=f"{task_id}.jsonl"
+    )
+
+
+def make(**kwargs: Any) -> tuple[DAG, ArcadiaWorkerGroup]:
+    with (
+        DAG("dag", schedule=None) as dag,
+        ArcadiaWorkerGroup("w", model="org/m", num_gpus=2, **kwargs) as worker,
+    ):
+        first = batch("first", worker)
+
+        @task
+        def report() -> None: ...
+
+        first >> report()
+        batch("second", worker)
+    return dag, worker
+
+
+def upstream(dag: DAG, task_id: str) -> set[str]:
+    return {name.removeprefix("w.") for name in dag.get_task(f"w.{task_id}").upstream_task_ids}
+
+
+def test_the_steps_follow_each_other_around_the_users_tasks():
+    dag, _ = make()
+    assert upstream(dag, "check_input") == {"reserve"}
+    assert {"reserve", "check_input"} >= upstream(dag, "provision_ray_cluster") >= {"check_input"}
+    assert "provision_ray_cluster" in upstream(dag, "launch_worker")
+    assert "launch_worker" in upstream(dag, "model_ready")
+    assert upstream(dag, "first") == upstream(dag, "second") == {"model_ready"}
+    assert upstream(dag, "teardown_worker") >= {"report", "second"}
+
+
+def test_only_reserving_is_the_setup_and_the_teardown_decides_the_runs_state():
+    dag, worker = make()
+    assert [t.task_id for t in dag.tasks if t.is_setup] == ["w.reserve"]
+    assert [t.task_id for t in dag.tasks if t.is_teardown] == ["w.teardown_worker"]
+    assert worker.teardown.on_failure_fail_dagrun
+    assert dag.dagrun_timeout is None
+
+
+def test_every_batch_that_starts_inside_is_checked_first():
+    dag, _ = make()
+    batches = dag.get_task("w.check_input").batches
+    assert [b["output"] for b in batches] == ["first.jsonl", "second.jsonl"]
+
+
+def test_inputs_that_a_task_makes_are_not_checked():
+    dag, _ = make(check_inputs=False)
+    assert "w.check_input" not in dag.task_ids
+    assert upstream(dag, "provision_ray_cluster") == {"reserve"}
+
+
+def test_a_group_without_tasks_still_tears_down():
+    with DAG("dag", schedule=None) as dag, ArcadiaWorkerGroup("w", model="org/m"):
+        pass
+    assert "model_ready" in upstream(dag, "teardown_worker")
+
+
+def test_an_error_inside_the_group_is_the_one_that_is_seen():
+    with pytest.raises(KeyError, match="mine"), DAG("dag", schedule=None), ArcadiaWorkerGroup("w", model="m"):
+        raise KeyError("mine")
