@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, Progress, check_input, run_batch
-from airflow_arcadia.exceptions import ArcadiaConfigError
+from airflow_arcadia.exceptions import ArcadiaConfigError, BatchError
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry_where_useless
+from airflow_arcadia.launchers.watch import WorkerWatch
 from airflow_arcadia.worker import WorkerHandle
 
 if TYPE_CHECKING:
@@ -78,13 +79,19 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         handles = [WorkerHandle.from_dict(item) for item in raw]
         with no_retry_where_useless():
             spec = build_spec(self.input, self.output_uri, handles, self.parameters, self.options)
-            summary = run_batch(
-                spec,
-                [Endpoint(handle.url, _read_secret(handle.api_key_file)) for handle in handles],
-                on_progress=lambda progress: self._report(progress, handles, context),
-                progress_interval_s=self.progress_interval,
-                should_stop=self._stop.is_set,
-            )
+            with WorkerWatch(ArcadiaHook(self.arcadia_conn_id).launchers(), handles) as watch:
+                try:
+                    summary = run_batch(
+                        spec,
+                        [Endpoint(handle.url, _read_secret(handle.api_key_file)) for handle in handles],
+                        on_progress=lambda progress: self._report(progress, handles, context),
+                        progress_interval_s=self.progress_interval,
+                        should_stop=lambda: self._stop.is_set() or watch.all_lost,
+                    )
+                except BatchError as error:
+                    if watch.all_lost:
+                        raise watch.error() from error
+                    raise
         self.log.info(
             "%d of %d rows answered, %d failed, in %.1f s (%.0f tokens/s): %s",
             summary.ok,
