@@ -168,7 +168,7 @@ def test_fastchats_protocol_answers_whole_and_as_a_stream(worker: Served):
     assert whole["usage"]["completion_tokens"] == 12
     streamed = worker.post("/worker_generate_stream", params, stream=True)
     parts = [json.loads(part) for part in streamed.content.split(b"\0") if part]
-    assert len(parts) > 5
+    assert len(parts) > 1  # how many tokens a part has depends on how fast they are made
     assert parts[-1]["text"] == whole["text"] == worker.complete("import", 12)
     assert all(after["text"].startswith(before["text"]) for before, after in itertools.pairwise(parts))
 
