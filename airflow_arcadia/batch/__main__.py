@@ -1,0 +1,160 @@
+"""``python -m airflow_arcadia.batch run``: a batch from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from airflow_arcadia.batch import BatchSpec, Endpoint, Progress, check_input, run_batch
+from airflow_arcadia.exceptions import ArcadiaError, BatchInputError
+
+EXAMPLE = """\
+example:
+  python -m airflow_arcadia.batch run --input prompts.jsonl --output answers.jsonl \\
+      --endpoint http://127.0.0.1:21002 --model qwen --max-tokens 128
+
+Input is JSON Lines: OpenAI's batch format (custom_id, url, body), or {"prompt": ...}, {"messages": [...]},
+{"input": ...} (embeddings). Beside the output appear <output>.errors.jsonl and <output>.summary.json.
+Interrupted, the same command goes on after the last committed row. Exit status: 0 all rows answered, 1 the
+batch stopped before its end, 2 bad input, 3 some rows failed.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _dry_run(options) if options.dry_run else _run(options)
+    except BatchInputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ArcadiaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    if not options.endpoint:
+        raise BatchInputError("No endpoint was given.", what_to_do="Add --endpoint http://host:port.")
+    stopped = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    key = os.environ.get(options.api_key_env) or None
+    summary = run_batch(
+        _spec(options),
+        [Endpoint(url, key) for url in options.endpoint],
+        on_progress=None if options.quiet else _print_progress,
+        progress_interval_s=options.progress_interval,
+        should_stop=lambda: stopped,
+    )
+    print(orjson.dumps(summary.to_dict(), option=orjson.OPT_INDENT_2).decode())
+    return 3 if summary.failed else 0
+
+
+def _dry_run(options: argparse.Namespace) -> int:
+    print(f"{check_input(_spec(options))} rows can be read.")
+    return 0
+
+
+def _spec(options: argparse.Namespace) -> BatchSpec:
+    parameters: dict[str, Any] = json.loads(options.parameters)
+    for name in ("max_tokens", "temperature", "top_p", "seed"):
+        value = getattr(options, name)
+        if value is not None:
+            parameters[name] = value
+    return BatchSpec(
+        input=options.input,
+        output=options.output,
+        model=options.model,
+        parameters=parameters,
+        limit=options.limit,
+        max_in_flight=options.max_in_flight,
+        max_attempts=options.max_attempts,
+        endpoint_timeout_s=options.endpoint_timeout,
+        max_failed_rows=options.max_failed_rows,
+        overwrite=options.overwrite,
+        on_change=options.on_change,
+        keep_segments=options.keep_segments,
+    )
+
+
+def _print_progress(progress: Progress) -> None:
+    eta = f"{progress.eta_s:.0f} s" if progress.eta_s is not None else "unknown"
+    print(
+        f"{progress.done} / {progress.total} rows ({progress.failed} failed), "
+        f"{progress.rows_per_s:.1f} rows/s, {progress.tokens_per_s:.0f} tokens/s, ETA {eta}",
+        file=sys.stderr,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m airflow_arcadia.batch",
+        description="Answer a file of prompts with OpenAI-compatible servers: resumable, each row once.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="run")
+    run = commands.add_parser(
+        "run",
+        help="answer every row of a file",
+        description="Answer every row of a file.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    files = run.add_argument_group("files")
+    files.add_argument("--input", required=True, metavar="URI", help="the rows")
+    files.add_argument("--output", required=True, metavar="URI", help="the answers, in the rows' order")
+    files.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    files.add_argument(
+        "--on-change",
+        choices=("fail", "restart"),
+        default="fail",
+        help="when the output belongs to another input, model or parameters (default: fail)",
+    )
+    files.add_argument("--keep-segments", action="store_true", help="leave the committed segments")
+    files.add_argument("--limit", type=int, metavar="N", help="answer only the first N rows")
+    files.add_argument("--dry-run", action="store_true", help="read and check every row, and send none")
+    model = run.add_argument_group("model")
+    model.add_argument(
+        "--endpoint", action="append", metavar="URL", help="base URL of a server; repeat for several"
+    )
+    model.add_argument("--model", default="", help="default: the only one the endpoint serves")
+    model.add_argument(
+        "--api-key-env",
+        default="ARCADIA_API_KEY",
+        metavar="NAME",
+        help="environment variable with the API key (default: ARCADIA_API_KEY)",
+    )
+    sampling = run.add_argument_group("parameters of rows that do not set their own")
+    sampling.add_argument("--max-tokens", type=int, metavar="N")
+    sampling.add_argument("--temperature", type=float, metavar="T")
+    sampling.add_argument("--top-p", type=float, metavar="P")
+    sampling.add_argument("--seed", type=int, metavar="N")
+    sampling.add_argument("--parameters", default="{}", metavar="JSON", help="any other fields, as an object")
+    limits = run.add_argument_group("limits")
+    limits.add_argument(
+        "--max-in-flight", type=int, default=512, metavar="N", help="rows in flight per endpoint"
+    )
+    limits.add_argument("--max-attempts", type=int, default=5, metavar="N", help="attempts per row")
+    limits.add_argument("--endpoint-timeout", type=float, default=600.0, metavar="SECONDS")
+    limits.add_argument("--max-failed-rows", type=int, metavar="N", help="stop when more rows have failed")
+    limits.add_argument("--progress-interval", type=float, default=5.0, metavar="SECONDS")
+    limits.add_argument("--quiet", action="store_true", help="print no progress")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

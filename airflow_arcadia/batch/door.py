@@ -1,0 +1,269 @@
+"""Meet bad input before anything starts, and find out where an earlier attempt left off."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from airflow_arcadia.batch.job import INDEX, JOB, ROWS, Identity, Manifest
+from airflow_arcadia.batch.rows import NOTHING_RUNS, Input, locate, row_count, scan
+from airflow_arcadia.batch.segments import MAX_ROWS
+from airflow_arcadia.batch.spec import BatchSpec, BatchSummary
+from airflow_arcadia.batch.storage import Folder, LocalFolder, is_full, is_local, open_folder, resolve
+from airflow_arcadia.exceptions import BatchError, BatchInputError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a batch's files are. ``name`` is the output's in ``folder``."""
+
+    folder: Folder
+    parts: Folder
+    name: str
+    uri: str
+
+    @property
+    def errors(self) -> str:
+        """Name of the file with the error rows alone."""
+        return f"{self.name}.errors.jsonl"
+
+    @property
+    def summary(self) -> str:
+        """Name of the summary; the batch is finished once it is there."""
+        return f"{self.name}.summary.json"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The batch was done before.
+
+    :param summary: what it returned then.
+    """
+
+    summary: BatchSummary
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The batch can run.
+
+    :param manifest: of the job; its model is empty while unknown.
+    :param rows: local file with the rows.
+    :param index: where they start in it.
+    """
+
+    place: Place
+    manifest: Manifest
+    rows: Path
+    index: Path
+
+
+def place_of(spec: BatchSpec) -> Place:
+    """Where the batch's files go. Raises :class:`BatchInputError` when the output names no file."""
+    fs, path = resolve(spec.output)
+    parent, _, name = path.rpartition("/")
+    if not name or path.endswith("/") or (is_local(fs) and os.path.isdir(path)):
+        raise BatchInputError(
+            f"The output {spec.output} is a folder.", what_to_do="Name a file.", still_running=NOTHING_RUNS
+        )
+    base = parent or "/" if is_local(fs) else fs.unstrip_protocol(parent)
+    return Place(open_folder(base), open_folder(f"{base}/.{name}.parts"), name, spec.output)
+
+
+def check_input(spec: BatchSpec) -> int:
+    """Prove input and output usable without an engine and without writing anything, and count the rows.
+
+    Every row is read; one that cannot be sent becomes an error row later and is no error here. Raises
+    :class:`BatchInputError`.
+    """
+    source = locate(spec.input)
+    place = place_of(spec)
+    _check_writable(place)
+    earlier = _earlier(spec, place, source)
+    if isinstance(earlier, Finished):
+        return earlier.summary.rows
+    found = scan(source, None, None, spec.limit)
+    _compare(spec, place, found.digest, spec.model, earlier)
+    return found.rows
+
+
+def prepare(spec: BatchSpec) -> Finished | Ready:
+    """Check everything :func:`check_input` checks, and note where the rows are unless that is known."""
+    source = locate(spec.input)
+    place = place_of(spec)
+    _check_writable(place)
+    earlier = _earlier(spec, place, source)
+    if isinstance(earlier, Finished):
+        if not spec.keep_segments:
+            place.parts.remove_all()
+        return earlier
+    with _full_storage_said(place):
+        if earlier is None:
+            # What is there without a manifest is left from a batch that is finished.
+            place.parts.remove_all()
+        place.parts.create()
+        _remove_leftovers(place.parts)
+        if (
+            earlier is None
+            or not _same_scan(earlier, spec, source)
+            or not _index_ready(place, source, earlier)
+        ):
+            return _scan_anew(spec, place, source, earlier)
+    _compare(spec, place, earlier.digest, spec.model, earlier)
+    return Ready(place, earlier, _rows_path(place, source), place.parts.fetch(INDEX))
+
+
+def settle_model(spec: BatchSpec, ready: Ready, model: str) -> Manifest:
+    """The job's manifest, once the model is known. Raises :class:`BatchInputError` where it changed."""
+    manifest = ready.manifest
+    identity = Identity.of(spec, manifest.digest, model)
+    written = Manifest.read(ready.place.parts)
+    if written is not None and written.identity != identity:
+        _changed(spec, ready.place, written.identity.differences(identity))
+        for name in ready.place.parts.names():
+            if name not in {INDEX, ROWS}:
+                ready.place.parts.remove(name)
+        written = None
+    settled = Manifest(identity, manifest.rows, manifest.digest, manifest.stamp, manifest.limit)
+    if written is None:
+        settled.write(ready.place.parts)
+    return settled
+
+
+def _scan_anew(spec: BatchSpec, place: Place, source: Input, earlier: Manifest | None) -> Ready:
+    parts = place.parts
+    index = parts.work / f".tmp-{os.getpid()}-index"
+    spool = None if source.local else parts.work / f".tmp-{os.getpid()}-rows"
+    try:
+        found = scan(source, index, spool, spec.limit)
+        _compare(spec, place, found.digest, spec.model, earlier)
+        if found.rows > MAX_ROWS:
+            raise BatchInputError(
+                f"The input has {found.rows} rows; {MAX_ROWS} are possible.", what_to_do="Split the input."
+            )
+        if spool is not None:
+            # The copy stays on this machine: it is of no use to another.
+            os.replace(spool, parts.work / ROWS)
+        parts.publish(index, INDEX)
+    except BatchInputError:
+        if earlier is None and not parts.exists(JOB):
+            parts.remove_all()
+        raise
+    finally:
+        index.unlink(missing_ok=True)
+        if spool is not None:
+            spool.unlink(missing_ok=True)
+    manifest = Manifest(
+        Identity.of(spec, found.digest, spec.model), found.rows, found.digest, source.stamp, spec.limit
+    )
+    return Ready(place, manifest, _rows_path(place, source), parts.fetch(INDEX))
+
+
+def _earlier(spec: BatchSpec, place: Place, source: Input) -> Manifest | Finished | None:
+    """What an earlier attempt left: its result, its manifest, or nothing."""
+    manifest = Manifest.read(place.parts)
+    if manifest is not None or spec.overwrite or not place.folder.exists(place.name):
+        return manifest
+    finished = _read_summary(place)
+    if finished is None:
+        raise BatchInputError(
+            f"The output {spec.output} exists and is not this batch's.",
+            what_to_do="Choose another output, or set overwrite.",
+            still_running=NOTHING_RUNS,
+        )
+    summary, written = finished
+    digest = written.digest
+    if not _same_scan(written, spec, source):
+        digest = scan(source, None, None, spec.limit).digest
+    identity = Identity.of(spec, digest, spec.model)
+    if different := written.identity.differences(identity):
+        _changed(spec, place, different, finished=True)
+        return None
+    return Finished(summary)
+
+
+def _compare(spec: BatchSpec, place: Place, digest: str, model: str, earlier: Manifest | None) -> None:
+    if earlier is None:
+        return
+    different = earlier.identity.differences(Identity.of(spec, digest, model))
+    if different:
+        _changed(spec, place, different)
+
+
+def _changed(spec: BatchSpec, place: Place, different: list[str], *, finished: bool = False) -> None:
+    if spec.on_change == "restart" or (finished and spec.overwrite):
+        return
+    state = "was answered" if finished else "is partly answered"
+    raise BatchInputError(
+        f"The output {spec.output} {state} for another {', '.join(different)}.",
+        what_to_do="Choose another output, or set on_change='restart' to begin again.",
+        still_running=f"What was committed is kept in {place.folder.uri if finished else place.parts.uri}.",
+    )
+
+
+def _read_summary(place: Place) -> tuple[BatchSummary, Manifest] | None:
+    try:
+        raw: dict[str, Any] = orjson.loads(place.folder.read(place.summary))
+        job = raw["job"]
+        manifest = Manifest(**{**job, "identity": Identity(**job["identity"])})
+        known = {field.name for field in fields(BatchSummary)}
+        return BatchSummary(**{key: value for key, value in raw.items() if key in known}), manifest
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _same_scan(manifest: Manifest, spec: BatchSpec, source: Input) -> bool:
+    return bool(source.stamp) and manifest.stamp == source.stamp and manifest.limit == spec.limit
+
+
+def _index_ready(place: Place, source: Input, manifest: Manifest) -> bool:
+    if not source.local and not (place.parts.work / ROWS).exists():
+        return False
+    try:
+        return row_count(place.parts.fetch(INDEX)) == manifest.rows
+    except FileNotFoundError:
+        return False
+
+
+def _rows_path(place: Place, source: Input) -> Path:
+    return source.local or place.parts.work / ROWS
+
+
+def _check_writable(place: Place) -> None:
+    folder = place.folder
+    if not isinstance(folder, LocalFolder):
+        return
+    existing = folder.path
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise BatchInputError(
+            f"The output's folder {folder.path} cannot be written.",
+            what_to_do="Choose another output, or correct the rights.",
+            still_running=NOTHING_RUNS,
+        )
+
+
+def _remove_leftovers(parts: Folder) -> None:
+    for path in parts.work.glob(".tmp-*"):
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _full_storage_said(place: Place) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise BatchError(
+            f"The storage of {place.uri} is full.",
+            what_to_do="Free space there and run the batch again.",
+            still_running=NOTHING_RUNS,
+        ) from error

@@ -1,0 +1,171 @@
+"""Segments: answered rows, committed together. A segment that is there is its own checkpoint.
+
+A segment is a log of frames (length and CRC-32, then a line of the output) and a footer with the row numbers
+and where each frame starts. Whoever resumes reads footers only; a segment whose footer is not whole counts
+as absent.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import orjson
+
+from airflow_arcadia.batch.storage import sync
+
+FAILED = 1 << 31
+"""Set in a row number of a footer when the row is an error row."""
+MAX_ROWS = FAILED - 1
+
+_FRAME = struct.Struct("<II")
+"""Length of the line in bytes, CRC-32 over it."""
+_TAIL = struct.Struct("<QIII8s")
+"""Length of the frames in bytes, number of rows, length of the counts, CRC-32 of the footer, magic."""
+_MAGIC = b"arcadia1"
+_OPEN_FILES = 64
+
+
+@dataclass
+class Counts:
+    """What the rows of one or more segments sum up to. ``seconds`` is time spent running."""
+
+    ok: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+
+    def add(self, other: Counts) -> None:
+        """Add another's to these."""
+        self.ok += other.ok
+        self.failed += other.failed
+        self.prompt_tokens += other.prompt_tokens
+        self.completion_tokens += other.completion_tokens
+        self.seconds += other.seconds
+
+
+@dataclass(frozen=True)
+class Footer:
+    """A segment's footer.
+
+    :param rows: row numbers in the order of the frames, :data:`FAILED` set for error rows.
+    :param offsets: where each frame starts, in bytes.
+    """
+
+    rows: Sequence[int]
+    offsets: Sequence[int]
+    counts: Counts
+
+
+class DamagedSegment(Exception):
+    """A frame is not what was written.
+
+    :param path: the segment.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self.path = path
+
+
+class SegmentBuffer:
+    """Rows answered since the last commit."""
+
+    def __init__(self) -> None:
+        self.rows = array("I")
+        self.lines: list[bytes] = []
+        self.counts = Counts()
+        self.size = 0
+
+    def add(self, row: int, line: bytes, *, failed: bool) -> None:
+        """Take a row's line of the output."""
+        self.rows.append(row | FAILED if failed else row)
+        self.lines.append(line)
+        self.size += len(line)
+        if failed:
+            self.counts.failed += 1
+        else:
+            self.counts.ok += 1
+
+    def write(self, path: Path) -> None:
+        """Write the segment and fsync it."""
+        offsets = array("Q")
+        position = 0
+        with path.open("wb", buffering=1 << 18) as file:
+            for line in self.lines:
+                offsets.append(position)
+                file.write(_FRAME.pack(len(line), zlib.crc32(line)))
+                file.write(line)
+                position += _FRAME.size + len(line)
+            counts = orjson.dumps(asdict(self.counts))
+            footer = self.rows.tobytes() + offsets.tobytes() + counts
+            file.write(footer)
+            file.write(_TAIL.pack(position, len(self.rows), len(counts), zlib.crc32(footer), _MAGIC))
+            sync(file)
+
+
+def read_footer(path: Path) -> Footer | None:
+    """The footer of a segment; None when it is torn."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size < _TAIL.size:
+            return None
+        file.seek(size - _TAIL.size)
+        data_length, count, counts_length, crc, magic = _TAIL.unpack(file.read())
+        # 4 bytes for a row's number and 8 for its offset
+        length = 12 * count + counts_length
+        if magic != _MAGIC or data_length + length + _TAIL.size != size:
+            return None
+        file.seek(data_length)
+        footer = file.read(length)
+    if zlib.crc32(footer) != crc:
+        return None
+    rows, offsets = array("I"), array("Q")
+    rows.frombytes(footer[: 4 * count])
+    offsets.frombytes(footer[4 * count : 12 * count])
+    return Footer(rows, offsets, Counts(**orjson.loads(footer[12 * count :])))
+
+
+class SegmentReader:
+    """Reads single lines out of many segments, with few files open at once."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._open: OrderedDict[int, int] = OrderedDict()
+
+    def read(self, segment: int, offset: int) -> bytes:
+        """The line of the frame at ``offset``. Raises :class:`DamagedSegment`."""
+        descriptor = self._descriptor(segment)
+        # Most answers fit in the first read.
+        data = os.pread(descriptor, 4096, offset)
+        if len(data) < _FRAME.size:
+            raise DamagedSegment(self._paths[segment])
+        length, crc = _FRAME.unpack_from(data)
+        line = data[_FRAME.size : _FRAME.size + length]
+        if len(line) < length:
+            line = os.pread(descriptor, length, offset + _FRAME.size)
+        if len(line) < length or zlib.crc32(line) != crc:
+            raise DamagedSegment(self._paths[segment])
+        return line
+
+    def close(self) -> None:
+        """Close what is open."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def _descriptor(self, segment: int) -> int:
+        descriptor = self._open.get(segment)
+        if descriptor is not None:
+            self._open.move_to_end(segment)
+            return descriptor
+        if len(self._open) >= _OPEN_FILES:
+            os.close(self._open.popitem(last=False)[1])
+        descriptor = self._open[segment] = os.open(self._paths[segment], os.O_RDONLY)
+        return descriptor

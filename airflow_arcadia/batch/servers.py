@@ -1,0 +1,120 @@
+"""The endpoints as a batch sees them: which answer, which models they serve, and when one is back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import orjson
+
+from airflow_arcadia.batch.client import AnswerTimeout, ConnectionLost, HttpClient
+from airflow_arcadia.batch.spec import Endpoint
+from airflow_arcadia.exceptions import ArcadiaError, BatchError, BatchInputError
+
+log = logging.getLogger(__name__)
+
+_PROBE_TIMEOUT = 5.0
+_PROBE_FIRST, _PROBE_LONGEST = 0.1, 2.0
+"""Seconds between two probes of an endpoint that is down: doubling from the first to the longest."""
+
+
+class Server:
+    """One endpoint. It counts as down until it has listed its models.
+
+    :param changed: called when it came up.
+    :param failed: called with an error that no waiting mends.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, changed: Callable[[], None], failed: Callable[[ArcadiaError], None]
+    ) -> None:
+        self.url = endpoint.url
+        self.client = HttpClient(endpoint.url, endpoint.api_key)
+        self.models: list[str] = []
+        self.up = False
+        self.why_down = "it was not reached yet"
+        self._changed, self._failed = changed, failed
+        self._probe: asyncio.Task[None] | None = None
+
+    def suspect(self, reason: str) -> None:
+        """Send it nothing until it lists its models again."""
+        if self._probe is None or self._probe.done():
+            self.up = False
+            self.why_down = reason
+            self._probe = asyncio.get_running_loop().create_task(self._probe_until_up())
+
+    async def close(self) -> None:
+        """End its connections."""
+        if self._probe is not None:
+            self._probe.cancel()
+            await asyncio.gather(self._probe, return_exceptions=True)
+        self.client.drop_connections()
+
+    async def _probe_until_up(self) -> None:
+        pause = _PROBE_FIRST
+        began = time.monotonic()
+        while not await self._is_up():
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _PROBE_LONGEST)
+        self.up = True
+        if time.monotonic() - began > _PROBE_LONGEST:
+            log.info("%s answers again after %.0f s", self.url, time.monotonic() - began)
+        self._changed()
+
+    async def _is_up(self) -> bool:
+        try:
+            response = await asyncio.wait_for(self.client.get("/v1/models"), _PROBE_TIMEOUT)
+        except (ConnectionLost, AnswerTimeout) as error:
+            self.why_down = str(error)
+            return False
+        except asyncio.TimeoutError:
+            self.why_down = f"it did not list its models within {_PROBE_TIMEOUT:g} s"
+            return False
+        if response.status in {401, 403}:
+            self._failed(
+                BatchInputError(
+                    f"{self.url} refuses the API key (HTTP {response.status}).",
+                    what_to_do="Give the endpoint its right key.",
+                    still_running="What was committed is kept.",
+                )
+            )
+            return False
+        try:
+            self.models = [str(model["id"]) for model in orjson.loads(response.body)["data"]]
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            self.why_down = f"it answered HTTP {response.status} instead of its models"
+            return False
+        return True
+
+
+def choose_model(wanted: str, servers: Sequence[Server]) -> str:
+    """The model to answer with. Raises :class:`BatchInputError` when an endpoint that is up has it not."""
+    up = [server for server in servers if server.up]
+    if not wanted:
+        served = up[0].models
+        if len(served) != 1:
+            raise BatchInputError(
+                f"{up[0].url} serves {', '.join(served) or 'no model'}, and the batch names none.",
+                what_to_do="Set model to one of them.",
+            )
+        wanted = served[0]
+    for server in up:
+        if wanted not in server.models:
+            raise BatchInputError(
+                f"{server.url} does not serve {wanted!r}; it serves {', '.join(server.models) or 'no model'}.",
+                what_to_do="Set model to one of these, or use another endpoint.",
+                still_running="No row was sent to it.",
+            )
+    return wanted
+
+
+def unreachable(servers: Sequence[Server], seconds: float) -> BatchError:
+    """The error for a batch none of whose endpoints answers."""
+    reasons = "; ".join(f"{server.url}: {server.why_down}" for server in servers)
+    return BatchError(
+        f"No endpoint answered for {seconds:.0f} s ({reasons}).",
+        what_to_do="See why the worker ended; run the batch again and it goes on from there.",
+        still_running="What was committed is kept.",
+    )

@@ -1,0 +1,152 @@
+"""What a batch is asked to do, and what it tells: plain data, safe to go through JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from airflow_arcadia.exceptions import BatchInputError
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An OpenAI-compatible server that answers rows.
+
+    :param url: base URL without ``/v1``, e.g. ``http://127.0.0.1:21002``.
+    :param api_key: sent as ``Authorization: Bearer``; None sends no key.
+    """
+
+    url: str
+    api_key: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """One batch: which rows, answered by which model, written where.
+
+    :param input: URI or path of the rows, anything fsspec opens.
+    :param output: URI or path of the answers, one line per row of the input, in its order. Beside it
+        appear ``<output>.errors.jsonl`` and ``<output>.summary.json``, and while the batch runs the hidden
+        folder ``.<name of output>.parts``.
+    :param model: name the rows are sent to unless they name one; empty takes the only one served.
+    :param parameters: request fields for rows that do not set their own, e.g. ``max_tokens``.
+    :param limit: answer only the first so many rows; None answers all.
+    :param max_in_flight: rows sent and not yet answered, per endpoint; twice the engine's
+        ``max_num_seqs`` or more keeps it busy.
+    :param max_attempts: how often a row is sent before it becomes an error row.
+    :param retry_base_s: seconds before the first repetition of a row; doubles each time.
+    :param retry_cap_s: most seconds between two repetitions of a row.
+    :param request_timeout_s: seconds one answer may take.
+    :param endpoint_timeout_s: seconds to wait for an endpoint while none answers.
+    :param max_failed_rows: stop when more rows than this have failed; None never stops.
+    :param max_failed_fraction: the same as a share of all rows, 0 to 1.
+    :param overwrite: replace an output that exists.
+    :param on_change: what to do when an earlier attempt on this output had another input, model or
+        parameters: ``"fail"``, or ``"restart"`` from nothing.
+    :param keep_segments: leave the folder of committed segments when done.
+    :param segment_rows: most rows in one segment.
+    :param segment_seconds: seconds after which answered rows are committed at the latest.
+    """
+
+    input: str
+    output: str
+    model: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    limit: int | None = None
+    max_in_flight: int = 512
+    max_attempts: int = 5
+    retry_base_s: float = 0.5
+    retry_cap_s: float = 30.0
+    request_timeout_s: float = 3600.0
+    endpoint_timeout_s: float = 600.0
+    max_failed_rows: int | None = None
+    max_failed_fraction: float | None = None
+    overwrite: bool = False
+    on_change: str = "fail"
+    keep_segments: bool = False
+    segment_rows: int = 4096
+    segment_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_in_flight", "max_attempts", "segment_rows", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise _wrong(f"{name} is {value}", f"Set {name} to 1 or more.")
+        for name in ("retry_base_s", "retry_cap_s", "request_timeout_s", "endpoint_timeout_s"):
+            if getattr(self, name) < 0:
+                raise _wrong(f"{name} is {getattr(self, name)}", f"Set {name} to 0 or more seconds.")
+        if self.max_failed_rows is not None and self.max_failed_rows < 0:
+            raise _wrong(f"max_failed_rows is {self.max_failed_rows}", "Use 0 or more, or None.")
+        if self.max_failed_fraction is not None and not 0 <= self.max_failed_fraction <= 1:
+            raise _wrong(f"max_failed_fraction is {self.max_failed_fraction}", "Use a share from 0 to 1.")
+        if self.on_change not in {"fail", "restart"}:
+            raise _wrong(f"on_change is {self.on_change!r}", "Use 'fail' or 'restart'.")
+        for name in ("input", "output"):
+            if not getattr(self, name):
+                raise _wrong(f"{name} is empty", f"Set {name} to a path or URI.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe form; ``BatchSpec(**raw)`` is its inverse."""
+        return {**dataclasses.asdict(self), "parameters": dict(self.parameters)}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a batch is.
+
+    :param done: rows answered or failed for good, earlier attempts included.
+    :param rows_per_s: over the last seconds.
+    :param tokens_per_s: generated tokens, over the last seconds.
+    :param eta_s: seconds left at this rate; None while nothing is known.
+    """
+
+    done: int
+    total: int
+    ok: int
+    failed: int
+    rows_per_s: float
+    tokens_per_s: float
+    eta_s: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe form."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class BatchSummary:
+    """What a finished batch did.
+
+    :param seconds: time spent running, summed over all attempts.
+    :param prompt_tokens: as the engine counted them; ``completion_tokens`` likewise.
+    :param tokens_per_s: generated tokens per second.
+    :param output: URI of the answers.
+    :param errors: URI of the error rows alone; None when there is none.
+    :param attempts: how often the batch was started until it was done.
+    :param resumed_rows: rows the last attempt found already committed.
+    :param fingerprint: what identifies input, model and parameters.
+    """
+
+    rows: int
+    ok: int
+    failed: int
+    seconds: float
+    tokens_per_s: float
+    output: str
+    errors: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    model: str = ""
+    attempts: int = 1
+    resumed_rows: int = 0
+    fingerprint: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe form; ``BatchSummary(**raw)`` is its inverse."""
+        return dataclasses.asdict(self)
+
+
+def _wrong(what: str, what_to_do: str) -> BatchInputError:
+    return BatchInputError(f"The batch's {what}.", what_to_do=what_to_do)

@@ -1,0 +1,152 @@
+"""A server that speaks vLLM's OpenAI API, answers from the prompt alone, and fails on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import web
+
+CONTEXT = 64
+"""Words a prompt may have."""
+
+
+class FakeEngine:
+    """What the tests hold while the server runs. ``seen`` counts requests by prompt."""
+
+    def __init__(self, model: str = "tiny", api_key: str | None = None) -> None:
+        self.models = [model]
+        self.api_key = api_key
+        self.seen: Counter[str] = Counter()
+        self.bodies: list[dict[str, Any]] = []
+        self.failing: dict[str, list[int]] = {}
+        """Prompt → statuses of its next answers; 0 closes the connection without one."""
+        self.held: asyncio.Event | None = None
+        """While set and not fired, no row is answered."""
+        self.delay = 0.0
+        self.running = 0
+        self.most_running = 0
+        self.tokens = 0
+        self._numbers = itertools.count()
+        self.url = ""
+        self.port = 0
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        app = web.Application(client_max_size=2**26)
+        app.router.add_get("/v1/models", self._list_models)
+        app.router.add_get("/metrics", self._metrics)
+        for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
+            app.router.add_post(path, self._answer)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.0, access_log=None)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    async def stop(self) -> None:
+        """Die: connections are cut, answers in the making are lost. :meth:`start` comes back on the port."""
+        if self._runner is not None:
+            runner, self._runner = self._runner, None
+            for connection in list(runner.server.connections if runner.server else ()):
+                if connection.transport is not None:
+                    connection.transport.abort()
+            await runner.cleanup()
+            self.running = 0
+
+    async def _list_models(self, request: web.Request) -> web.Response:
+        if denied := self._denied(request):
+            return denied
+        return web.json_response({"object": "list", "data": [{"id": name} for name in self.models]})
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        lines = [
+            f'vllm:num_requests_running{{engine="0"}} {self.running}.0',
+            f'vllm:generation_tokens_total{{engine="0"}} {self.tokens}.0',
+            f'vllm:prompt_tokens_total{{engine="0"}} {self.tokens}.0',
+        ]
+        return web.Response(text="\n".join(lines) + "\n")
+
+    def _denied(self, request: web.Request) -> web.Response | None:
+        if self.api_key and request.headers.get("Authorization") != f"Bearer {self.api_key}":
+            return web.json_response({"error": "Unauthorized"}, status=401)
+        return None
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        if denied := self._denied(request):
+            return denied
+        body = await request.json()
+        self.bodies.append(body)
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            return await self._generate(request, body)
+        finally:
+            self.running -= 1
+
+    async def _generate(self, request: web.Request, body: dict[str, Any]) -> web.Response:
+        text = _text(body)
+        self.seen[text] += 1
+        if self.held is not None:
+            await self.held.wait()
+        if self.delay:
+            await asyncio.sleep(self.delay)
+        if statuses := self.failing.get(text):
+            status = statuses.pop(0)
+            if status == 0 and request.transport is not None:
+                request.transport.abort()
+            if status != 200:
+                return _error(status or 500, "it fails on demand")
+        if body["model"] not in self.models:
+            return _error(404, f"The model `{body['model']}` does not exist.")
+        words = len(text.split())
+        if words > CONTEXT:
+            return _error(400, f"This model's maximum context length is {CONTEXT} tokens, not {words}.")
+        self.tokens += 3
+        return web.json_response(self._body(request.path, body, text, words))
+
+    def _body(self, path: str, body: dict[str, Any], text: str, words: int) -> dict[str, Any]:
+        answer = text.upper()
+        usage = {"prompt_tokens": words, "completion_tokens": 3, "total_tokens": words + 3}
+        common = {"id": f"cmpl-{next(self._numbers)}", "created": int(time.time()), "model": body["model"]}
+        if path == "/v1/embeddings":
+            vector = [float(len(text)), 1.0]
+            return {**common, "object": "list", "data": [{"index": 0, "embedding": vector}], "usage": usage}
+        if path == "/v1/chat/completions":
+            choice = {
+                "index": 0,
+                "message": {"role": "assistant", "content": answer},
+                "finish_reason": "stop",
+            }
+            return {**common, "object": "chat.completion", "choices": [choice], "usage": usage}
+        choice = {"index": 0, "text": answer, "finish_reason": "stop"}
+        return {**common, "object": "text_completion", "choices": [choice], "usage": usage}
+
+
+@asynccontextmanager
+async def serving(engine: FakeEngine | None = None) -> AsyncIterator[FakeEngine]:
+    """A running engine."""
+    engine = engine or FakeEngine()
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.stop()
+
+
+def _text(body: dict[str, Any]) -> str:
+    if "messages" in body:
+        return "\n".join(str(message.get("content")) for message in body["messages"])
+    return str(body.get("prompt", body.get("input")))
+
+
+def _error(status: int, message: str) -> web.Response:
+    return web.json_response(
+        {"error": {"message": message, "type": "BadRequestError", "code": status}}, status=status
+    )
