@@ -13,7 +13,6 @@ import orjson
 
 from airflow_arcadia.batch.job import INDEX, JOB, ROWS, Identity, Manifest
 from airflow_arcadia.batch.rows import NOTHING_RUNS, Input, locate, row_count, scan
-from airflow_arcadia.batch.segments import MAX_ROWS
 from airflow_arcadia.batch.spec import BatchSpec, BatchSummary
 from airflow_arcadia.batch.storage import Folder, LocalFolder, is_full, is_local, open_folder, resolve
 from airflow_arcadia.exceptions import BatchError, BatchInputError
@@ -143,10 +142,6 @@ def _scan_anew(spec: BatchSpec, place: Place, source: Input, earlier: Manifest |
     try:
         found = scan(source, index, spool, spec.limit)
         _compare(spec, place, found.digest, spec.model, earlier)
-        if found.rows > MAX_ROWS:
-            raise BatchInputError(
-                f"The input has {found.rows} rows; {MAX_ROWS} are possible.", what_to_do="Split the input."
-            )
         if spool is not None:
             # The copy stays on this machine: it is of no use to another.
             os.replace(spool, parts.work / ROWS)

@@ -66,9 +66,9 @@ def parse_row(line: bytes, position: int, model: str, parameters: Mapping[str, A
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         return RowError(custom_id, "invalid_json", f"The line is no JSON: {error}.")
+    if not isinstance(row, dict):
+        return RowError(custom_id, "invalid_row", f"The line is {_kind(row)}, not an object.")
     try:
-        if not isinstance(row, dict):
-            raise _BadRow("invalid_row", f"The line is {_kind(row)}, not an object.")
         custom_id = _custom_id(row, custom_id)
         url, body = _url_and_body(row)
         _check_content(url, body)

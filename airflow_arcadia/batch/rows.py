@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from airflow_arcadia.batch.records import MAX_LINE_BYTES
+from airflow_arcadia.batch.segments import MAX_ROWS
 from airflow_arcadia.batch.storage import is_local, resolve, sync
 from airflow_arcadia.exceptions import BatchInputError
 
@@ -122,6 +123,12 @@ def scan(source: Input, index: Path | None, spool: Path | None, limit: int | Non
         offsets.offset(position)
     if not rows:
         raise empty(source.uri)
+    if rows > MAX_ROWS:
+        raise BatchInputError(
+            f"The input has {rows} rows; {MAX_ROWS} are possible.",
+            what_to_do="Split the input.",
+            still_running=NOTHING_RUNS,
+        )
     return Scan(rows, digest.hexdigest())
 
 

@@ -86,7 +86,14 @@ async def run_batch_async(
     ready = await asyncio.to_thread(prepare, spec)
     if isinstance(ready, Finished):
         return ready.summary
-    run = _Run(spec, ready, endpoints, on_progress, progress_interval_s, should_stop)
+    run = _Run(
+        spec,
+        ready,
+        endpoints,
+        on_progress=on_progress,
+        progress_interval_s=progress_interval_s,
+        should_stop=should_stop,
+    )
     try:
         return await run.run()
     except OSError as error:
@@ -107,6 +114,7 @@ class _Run:
         spec: BatchSpec,
         ready: Ready,
         endpoints: Sequence[Endpoint],
+        *,
         on_progress: Callable[[Progress], None] | None,
         progress_interval_s: float,
         should_stop: Callable[[], bool] | None,
@@ -169,16 +177,16 @@ class _Run:
         self._writer = SegmentWriter(job, spec.segment_rows, spec.segment_seconds)
         self._meter = Meter(job.manifest.rows, job.counts, time.monotonic())
         self._rows = Rows(self._ready.rows, self._ready.index)
-        self._queue = WorkQueue(job.pending())
+        queue = self._queue = WorkQueue(job.pending())
         lanes = [
-            asyncio.ensure_future(self._lane(server))
+            asyncio.ensure_future(self._lane(server, queue))
             for server in self._servers
             for _ in range(min(spec.max_in_flight, job.manifest.rows))
         ]
         ticker = asyncio.ensure_future(self._tick())
         try:
             await asyncio.gather(*lanes)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again below
             # A lane never fails on a row; what comes here is a fault or a cancellation.
             self._end(error)
         finally:
@@ -197,12 +205,10 @@ class _Run:
             log.warning("The last answers could not be committed: %s", error)
         if self._error is not None:
             raise self._error
-        if self._on_progress is not None:
-            self._report(time.monotonic())
+        self._report(time.monotonic())
 
-    async def _lane(self, server: Server) -> None:
-        queue, writer = self._queue, self._writer
-        assert queue is not None
+    async def _lane(self, server: Server, queue: WorkQueue) -> None:
+        writer = self._writer
         while (work := await queue.take(server)) is not None:
             if not writer.has_room:
                 await writer.room()
@@ -296,7 +302,7 @@ class _Run:
                 self._end(unreachable(self._servers, now - last_up))
             with contextlib.suppress(BatchError):
                 self._check_stop(self._job.done)
-            if self._on_progress is not None and now - last_report >= self._progress_interval:
+            if now - last_report >= self._progress_interval:
                 self._report(now)
                 last_report = now
 
@@ -312,8 +318,9 @@ class _Run:
 
     def _report(self, now: float) -> None:
         progress = self._meter.progress(self._job.counts, now)
+        if self._on_progress is None:
+            return
         try:
-            assert self._on_progress is not None
             self._on_progress(progress)
         except Exception:
             log.exception("Progress could not be reported; the batch goes on")

@@ -103,7 +103,7 @@ def choose_model(wanted: str, servers: Sequence[Server]) -> str:
     for server in up:
         if wanted not in server.models:
             raise BatchInputError(
-                f"{server.url} does not serve {wanted!r}; it serves {', '.join(server.models) or 'no model'}.",
+                f"{server.url} does not serve {wanted!r} but {', '.join(server.models) or 'no model'}.",
                 what_to_do="Set model to one of these, or use another endpoint.",
                 still_running="No row was sent to it.",
             )
