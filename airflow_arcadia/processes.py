@@ -30,9 +30,7 @@ _START_TOLERANCE_S = 0.05  # psutil rounds a start time to the kernel's clock ti
 _KILL_WAIT_S = 5.0  # after SIGKILL only the kernel's own cleaning up is left
 _POLL_S = 0.05
 
-_INHERITED = frozenset(
-    {"HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH"}
-)
+_INHERITED = frozenset({"HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH"})
 _INHERITED_PREFIXES = (
     "LC_",
     "HF_",

@@ -13,7 +13,8 @@ from airflow.sdk import DAG, Param
 from airflow_arcadia.operators.batch import ArcadiaBatchInferenceOperator
 from airflow_arcadia.task_groups.worker import ArcadiaWorkerGroup
 
-RUN_DATE = "(logical_date or dag_run.run_after)"
+# A run by hand need not have a logical date, and then the template has no such name.
+RUN_DATE = "(dag_run.logical_date or dag_run.run_after)"
 
 PARAMS = {
     "model": Param(

@@ -16,6 +16,9 @@ from airflow_arcadia.worker import parse_num_gpus
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+BUSY_WAIT_S = 15.0
+"""Longer than Ray counts the GPUs of a worker that has just ended as used."""
+
 
 class ArcadiaProvisionRayClusterOperator(BaseOperator):
     """Resolve a Ray cluster of arcadia-config and prove that the worker can be placed on it.
@@ -87,6 +90,7 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
                 ray_cluster_spec=self.ray_cluster_spec,
                 worker_python=hook.worker_python,
                 ray_token_file=hook.ray_token_file(self.lease),
+                busy_wait_s=BUSY_WAIT_S,
             )
         self.log.info(
             "Ray cluster %s at %s: Ray %s, Python %s, %g of %g GPUs free.",

@@ -30,6 +30,7 @@ AUTO = "auto"
 CREATE = ("never", "if_missing")
 _SPEC_KEYS = ("num_gpus", "num_cpus")
 _HEAD_POLL_S = 0.2
+_BUSY_POLL_S = 0.5
 _VERSIONS_TIMEOUT_S = 20.0
 _TELL_VERSIONS = (
     "import importlib.metadata as m, platform; print(m.version('ray'), platform.python_version())"
@@ -47,8 +48,12 @@ def provision(
     create: str = "never",
     ray_cluster_spec: Mapping[str, Any] | None = None,
     ray_token_file: str | None = None,
+    busy_wait_s: float = 0.0,
 ) -> RayConnection:
     """The connection to a cluster that can take a worker of ``num_gpus`` GPUs now.
+
+    :param busy_wait_s: seconds to ask again while GPUs are in use: Ray counts those of a worker that has
+        just ended as used for some seconds more.
 
     A head that ``create="if_missing"`` starts is recorded under ``lease`` and ends with it; called again,
     it is found again. Raises :class:`ArcadiaConfigError` for what is wrong in the request and
@@ -56,6 +61,38 @@ def provision(
     cluster.
     """
     _check_request(create, ray_cluster_spec)
+    deadline = time.monotonic() + busy_wait_s
+    while True:
+        try:
+            return _provision(
+                config,
+                ray_cluster,
+                num_gpus,
+                lease=lease,
+                store=store,
+                worker_python=worker_python,
+                create=create,
+                ray_cluster_spec=ray_cluster_spec,
+                ray_token_file=ray_token_file,
+            )
+        except RayClusterBusyError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_BUSY_POLL_S)
+
+
+def _provision(
+    config: ArcadiaConfig,
+    ray_cluster: int | str,
+    num_gpus: int,
+    *,
+    lease: str,
+    store: LeaseStore,
+    worker_python: str,
+    create: str,
+    ray_cluster_spec: Mapping[str, Any] | None,
+    ray_token_file: str | None,
+) -> RayConnection:
     if ray_cluster == AUTO:
         config.select(0)  # an empty list has one message
         return _choose(config, num_gpus, worker_python, ray_token_file)

@@ -118,6 +118,7 @@ def scheduled_airflow(
         "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
         "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__CORE__PARALLELISM": "4",
         # A task whose process was killed is noticed by its own supervisor at once; this is for the rest.
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",

@@ -17,7 +17,7 @@ from airflow_arcadia.lease import Identity
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.processes import find_marked
 from airflow_arcadia.ray_cluster.dashboard import RayDashboard
-from tests.conftest import ROOT, free_port
+from tests.conftest import ROOT, free_port, wait_for
 from tests.e2e.scheduled_airflow import ScheduledAirflow, scheduled_airflow
 from tests.engine.serving import fastchat
 from tests.ray_cluster.real_ray import RealRay, real_ray
@@ -53,14 +53,14 @@ class Stage:
     def leftovers(self, run_id: str) -> list[str]:
         """All that a run could leave behind: processes, placement groups, shared memory, its lease."""
         lease = Identity(DAG, run_id, "worker").lease_name
-        facts = asyncio.run(RayDashboard(self.head.cluster.dashboard_url).facts())
+        dashboard = RayDashboard(self.head.cluster.dashboard_url)
+        facts = asyncio.run(dashboard.facts())
+        groups = [group.group_id for group in facts.placement_groups if group.state != "REMOVED"]
+        # Ray's count of used GPUs follows its placement groups some seconds later.
+        wait_for(lambda: groups or asyncio.run(dashboard.facts()).gpus_free == 2.0, 20, "the GPUs to be free")
         return [
             *(f"process {p.pid} {p.name()}" for p in find_marked(lease)),
-            *(f"group {g.group_id}" for g in facts.placement_groups if g.state != "REMOVED"),
-            *(
-                f"{facts.gpus_total - facts.gpus_free:g} GPUs"
-                for _ in range(facts.gpus_free != facts.gpus_total)
-            ),
+            *groups,
             *(set(os.listdir("/dev/shm")) - self.before),
             *(name for name in self.store.names() if name == lease),
         ]
@@ -80,12 +80,14 @@ class Stage:
         source.write_text("".join(json.dumps(row) + "\n" for row in rows))
         run_id = self.start(input=str(source), output=str(self.folder / f"{name}-out.jsonl"), max_tokens=64)
         self.airflow.wait_for(lambda: self.rows_done(run_id), RUN_TIMEOUT_S, "the first rows to be answered")
+        assert self.airflow.run_state(DAG, run_id) == "running", self.airflow.task_states(DAG, run_id)
         assert find_marked(Identity(DAG, run_id, "worker").lease_name)
         return run_id, self.task(run_id, "answer")
 
     def rows_done(self, run_id: str) -> bool:
         """Whether the batch's log tells of progress."""
-        return " / 20000 rows" in self.airflow.log(DAG, run_id, "worker.answer")
+        progressed = " / 20000 rows" in self.airflow.log(DAG, run_id, "worker.answer")
+        return progressed or self.airflow.run_state(DAG, run_id) in {"success", "failed"}
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +150,7 @@ def test_bad_input_fails_the_run_before_anything_is_launched(stage: Stage):
     assert stage.airflow.wait_for_run(DAG, run_id, RUN_TIMEOUT_S) == "failed"
     states = stage.airflow.task_states(DAG, run_id)
     assert (states["worker.check_input"], states["worker.launch_worker"]) == ("failed", "upstream_failed")
+    assert "nowhere.jsonl" in stage.airflow.log(DAG, run_id, "worker.check_input")
     assert stage.leftovers(run_id) == []
 
 
