@@ -145,7 +145,7 @@ def _url_and_body(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     method = row.get("method", "POST")
     if method != "POST":
         raise _BadRow("invalid_row", f"method is {method!r}; only POST is known.")
-    if url is not None and url not in _CONTENT_KEY:
+    if url is not None and not (isinstance(url, str) and url in _CONTENT_KEY):
         raise _BadRow("unsupported_url", f"url is {url!r}; known are {', '.join(_CONTENT_KEY)}.")
     if "body" in row:
         body = row["body"]

@@ -29,8 +29,9 @@ class WorkQueue:
 
     def __init__(self, rows: Iterator[int]) -> None:
         self._fresh = rows
+        self._exhausted = False
         self._delayed: list[tuple[float, int, Work]] = []
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: dict[Server, deque[asyncio.Future[None]]] = {}
         self._running = 0
         self._number = 0
         self._stopped = False
@@ -38,19 +39,15 @@ class WorkQueue:
     async def take(self, server: Server) -> Work | None:
         """The next row for a lane of this server, as soon as there is one; None when all are done."""
         while not self._stopped:
-            if server.up:
-                work = self._next()
-                if work is not None:
-                    self._running += 1
-                    return work
-                if not self._running and not self._delayed:
-                    self.wake_all()
-                    return None
-            else:
-                # The lane may have been woken for a row that another server can take.
-                self._wake_one()
+            work = self._next() if server.up else None
+            if work is not None:
+                self._running += 1
+                return work
+            if self._exhausted and not self._running and not self._delayed:
+                self.wake_all()
+                return None
             future = asyncio.get_running_loop().create_future()
-            self._waiting.append(future)
+            self._waiting.setdefault(server, deque()).append(future)
             await future
         return None
 
@@ -75,21 +72,31 @@ class WorkQueue:
 
     def wake_all(self) -> None:
         """Let every waiting lane look again."""
-        waiting, self._waiting = self._waiting, deque()
-        for future in waiting:
-            if not future.done():
-                future.set_result(None)
+        for waiting in self._waiting.values():
+            _wake(waiting, len(waiting))
 
     def _next(self) -> Work | None:
         # Failed rows first: they have waited longest, and are not to be a tail of their own.
         if self._delayed and self._delayed[0][0] <= asyncio.get_running_loop().time():
             return heapq.heappop(self._delayed)[2]
-        row = next(self._fresh, None)
-        return None if row is None else Work(row)
+        row = None if self._exhausted else next(self._fresh, None)
+        if row is None:
+            self._exhausted = True
+            return None
+        return Work(row)
 
     def _wake_one(self) -> None:
-        while self._waiting:
-            future = self._waiting.popleft()
-            if not future.done():
-                future.set_result(None)
+        for server, waiting in self._waiting.items():
+            if server.up and _wake(waiting, 1):
                 return
+
+
+def _wake(waiting: deque[asyncio.Future[None]], most: int) -> int:
+    """Wake so many, and say how many."""
+    woken = 0
+    while waiting and woken < most:
+        future = waiting.popleft()
+        if not future.done():
+            future.set_result(None)
+            woken += 1
+    return woken

@@ -54,6 +54,8 @@ class FakeEngine:
         """Die: connections are cut, answers in the making are lost. :meth:`start` comes back on the port."""
         if self._runner is not None:
             runner, self._runner = self._runner, None
+            if self.held is not None:
+                self.held.set()
             for connection in list(runner.server.connections if runner.server else ()):
                 if connection.transport is not None:
                     connection.transport.abort()

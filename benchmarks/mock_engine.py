@@ -1,0 +1,83 @@
+"""An engine that answers at once: what is left is the client's own time.
+
+``python -m benchmarks.mock_engine [--delay SECONDS]`` prints its URL and serves until it is ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from typing import cast
+
+import uvloop
+
+_MODELS = b'{"object":"list","data":[{"id":"mock","object":"model"}]}'
+_CHOICE = b'{"index":0,"message":{"role":"assistant","content":"%b"},"finish_reason":"stop","logprobs":null}'
+_ANSWER = (
+    b'{"id":"chatcmpl-%d","object":"chat.completion","created":1700000000,"model":"mock","choices":[%b],'
+    b'"usage":{"prompt_tokens":24,"total_tokens":56,"completion_tokens":32}}'
+)
+_TEXT = b"The answer to this row has some thirty-two tokens, which is what the bench rows ask for. " * 2
+
+
+class MockEngine(asyncio.Protocol):
+    """One connection. Only what the batch engine sends is understood: whole requests, one at a time."""
+
+    delay = 0.0
+    number = 0
+
+    def __init__(self) -> None:
+        self._data = b""
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._data += data
+        end = self._data.find(b"\r\n\r\n")
+        if end < 0:
+            return
+        length = 0
+        if self._data.startswith(b"POST"):
+            at = self._data.find(b"Content-Length: ") + 16
+            length = int(self._data[at : self._data.index(b"\r", at)])
+        if len(self._data) < end + 4 + length:
+            return
+        post = bool(length)
+        self._data = b""
+        if post and self.delay:
+            asyncio.get_running_loop().call_later(self.delay, self._answer, _completion())
+        else:
+            self._answer(_completion() if post else _MODELS)
+
+    def _answer(self, body: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(
+                b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+                % (len(body), body)
+            )
+
+
+def _completion() -> bytes:
+    MockEngine.number += 1
+    return _ANSWER % (MockEngine.number, _CHOICE % _TEXT)
+
+
+async def _serve() -> None:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(MockEngine, "127.0.0.1", 0, backlog=2048)
+    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+    parent = os.getppid()
+    while os.getppid() == parent:
+        await asyncio.sleep(0.5)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--delay", type=float, default=0.0, metavar="SECONDS")
+    MockEngine.delay = parser.parse_args().delay
+    uvloop.run(_serve())
+    sys.exit(0)

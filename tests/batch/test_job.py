@@ -1,0 +1,83 @@
+"""Segments are the checkpoint, and only the last attempt may commit."""
+
+from pathlib import Path
+
+import pytest
+
+from airflow_arcadia.batch.job import Identity, Job, Manifest, Superseded
+from airflow_arcadia.batch.segments import SegmentBuffer
+from airflow_arcadia.batch.storage import LocalFolder
+
+MANIFEST = Manifest(Identity("i", "m", "p"), 6, "i", "s", None)
+
+
+def folder_in(path: Path) -> LocalFolder:
+    folder = LocalFolder(path)
+    folder.create()
+    return folder
+
+
+def buffer_of(*rows: int, failed: bool = False) -> SegmentBuffer:
+    buffer = SegmentBuffer()
+    for row in rows:
+        buffer.add(row, b"line %d" % row, failed=failed)
+    return buffer
+
+
+def test_what_was_committed_is_done_for_the_next_attempt(tmp_path: Path):
+    first = Job.claim(folder_in(tmp_path), MANIFEST)
+    first.commit(buffer_of(4, 1))
+    first.commit(buffer_of(2, failed=True))
+    second = Job.claim(folder_in(tmp_path), MANIFEST)
+    assert list(second.pending()) == [0, 3, 5]
+    assert (second.counts.ok, second.counts.failed) == (2, 1)
+    assert second.attempt.token == 2
+
+
+def test_an_attempt_thought_dead_cannot_commit_over_its_successor(tmp_path: Path):
+    first = Job.claim(folder_in(tmp_path), MANIFEST)
+    first.commit(buffer_of(0))
+    second = Job.claim(folder_in(tmp_path), MANIFEST)
+    with pytest.raises(Superseded, match="Attempt 1"):
+        first.commit(buffer_of(1))
+    second.commit(buffer_of(1))
+    assert [name for name, _, _ in second.segments()] == ["seg-000001-00000001", "seg-000002-00000001"]
+
+
+def test_a_late_segment_of_an_earlier_attempt_never_counts(tmp_path: Path):
+    first = Job.claim(folder_in(tmp_path), MANIFEST)
+    first.commit(buffer_of(0))
+    second = Job.claim(folder_in(tmp_path), MANIFEST)
+    # As on storage without locks: the check was before the claim, the write after it.
+    buffer_of(1).write(tmp_path / "seg-000001-00000002")
+    second.commit(buffer_of(2))
+    third = Job.claim(folder_in(tmp_path), MANIFEST)
+    assert list(third.pending()) == [1, 3, 4, 5]
+    assert not (tmp_path / "seg-000001-00000002").exists()
+
+
+@pytest.mark.parametrize("torn", [1, 5, 40, 200])
+def test_a_torn_segment_counts_as_absent(tmp_path: Path, torn: int):
+    first = Job.claim(folder_in(tmp_path), MANIFEST)
+    first.commit(buffer_of(0, 1))
+    first.commit(buffer_of(2, 3))
+    segment = tmp_path / "seg-000001-00000001"
+    size = segment.stat().st_size
+    with segment.open("r+b") as file:
+        file.truncate(max(0, size - torn))
+    assert list(Job.claim(folder_in(tmp_path), MANIFEST).pending()) == [0, 1, 4, 5]
+
+
+def test_a_segment_whose_last_bytes_are_zeros_counts_as_absent(tmp_path: Path):
+    Job.claim(folder_in(tmp_path), MANIFEST).commit(buffer_of(0, 1))
+    segment = tmp_path / "seg-000001-00000001"
+    data = segment.read_bytes()
+    segment.write_bytes(data[:-16] + b"\0" * 16)
+    assert list(Job.claim(folder_in(tmp_path), MANIFEST).pending()) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_later_segment_wins_over_an_earlier_one(tmp_path: Path):
+    Job.claim(folder_in(tmp_path), MANIFEST).commit(buffer_of(0, failed=True))
+    Job.claim(folder_in(tmp_path), MANIFEST).commit(buffer_of(0))
+    third = Job.claim(folder_in(tmp_path), MANIFEST)
+    assert (third.counts.ok, third.counts.failed) == (1, 0)

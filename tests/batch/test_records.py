@@ -1,0 +1,128 @@
+"""Rows in, lines out."""
+
+import json
+
+import pytest
+
+from airflow_arcadia.batch.records import (
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    Request,
+    RowError,
+    answer_line,
+    complete_body,
+    error_line,
+    parse_row,
+    row_id,
+)
+
+
+def parse(row: object, **parameters: object) -> Request | RowError:
+    line = row if isinstance(row, bytes) else json.dumps(row).encode()
+    return parse_row(line, 4, "tiny", parameters)
+
+
+@pytest.mark.parametrize(
+    ("row", "url"),
+    [({"prompt": "x"}, COMPLETIONS), ({"messages": [{"role": "user"}]}, CHAT), ({"input": "x"}, EMBEDDINGS)],
+)
+def test_a_short_row_is_its_own_body(row: dict[str, object], url: str):
+    assert parse({**row, "custom_id": "mine"}) == Request("mine", url, {**row, "model": "tiny"})
+
+
+def test_openais_batch_format_is_taken_as_it_is():
+    body = {
+        "model": "lora",
+        "messages": [{"role": "user", "content": "x"}],
+        "response_format": {},
+    }
+    row = {"custom_id": "a", "method": "POST", "url": CHAT, "body": body}
+    assert parse(row, temperature=0) == Request("a", CHAT, {**body, "temperature": 0})
+
+
+def test_a_row_without_a_custom_id_is_named_by_its_number():
+    assert parse({"prompt": "x"}).custom_id == "row-5"
+
+
+@pytest.mark.parametrize(
+    ("row", "code"),
+    [
+        (b"{", "invalid_json"),
+        (b"nan", "invalid_json"),
+        ([], "invalid_row"),
+        (None, "invalid_row"),
+        ({}, "no_prompt"),
+        ({"prompt": ""}, "no_prompt"),
+        ({"prompt": None}, "no_prompt"),
+        ({"prompt": 3}, "invalid_row"),
+        ({"messages": []}, "no_prompt"),
+        ({"messages": ["hello"]}, "invalid_row"),
+        ({"messages": [{"content": "no role"}]}, "invalid_row"),
+        ({"url": CHAT, "body": {"prompt": "x"}}, "no_prompt"),
+        ({"url": CHAT, "body": "x"}, "invalid_row"),
+        ({"url": "/v1/images", "body": {"prompt": "x"}}, "unsupported_url"),
+        ({"url": ["/v1/completions"], "body": {"prompt": "x"}}, "unsupported_url"),
+        ({"url": CHAT, "method": "GET", "body": {}}, "invalid_row"),
+        ({"prompt": "x", "custom_id": {}}, "invalid_row"),
+        ({"prompt": "x", "model": 3}, "invalid_row"),
+    ],
+)
+def test_what_cannot_be_sent_has_a_code(row: object, code: str):
+    answer = parse(row)
+    assert isinstance(answer, RowError)
+    assert answer.code == code
+    assert answer.message
+
+
+def test_the_rows_own_parameters_win_over_the_jobs():
+    body = complete_body(COMPLETIONS, {"prompt": "x", "temperature": 1}, "m", {"temperature": 0, "seed": 3})
+    assert body == {"prompt": "x", "temperature": 1, "seed": 3, "model": "m"}
+
+
+def test_a_rows_length_limit_replaces_the_jobs_under_either_name():
+    body = complete_body(CHAT, {"max_tokens": 5}, "m", {"max_completion_tokens": 9})
+    assert body == {"max_tokens": 5, "model": "m"}
+
+
+def test_embeddings_take_no_sampling_parameters():
+    body = complete_body(
+        EMBEDDINGS, {"input": "x"}, "m", {"temperature": 0, "max_tokens": 3, "dimensions": 8}
+    )
+    assert body == {"input": "x", "model": "m", "dimensions": 8}
+
+
+def test_a_batch_never_streams():
+    assert "stream" not in complete_body(CHAT, {"stream": True, "stream_options": {}}, "m", {})
+
+
+def test_two_rows_are_the_same_only_in_place_content_and_job():
+    ids = {row_id(b"a", 0, b"j"), row_id(b"a", 1, b"j"), row_id(b"b", 0, b"j"), row_id(b"a", 0, b"k")}
+    assert len(ids) == 4
+    assert row_id(b"a", 0, b"j") in ids
+
+
+def test_what_an_engine_makes_up_is_replaced_by_what_the_row_determines():
+    def body(number: int) -> dict[str, object]:
+        call = {"id": f"chatcmpl-tool-{number}", "type": "function"}
+        return {
+            "id": f"chatcmpl-{number}",
+            "created": number,
+            "choices": [{"message": {"content": "x", "tool_calls": [call]}}],
+            "usage": {"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": number}},
+        }
+
+    first, second = (answer_line("abc", "row-1", body(number)) for number in (1, 2))
+    assert first == second
+    row = json.loads(first)
+    assert row["response"]["body"]["id"] == "chatcmpl-abc"
+    assert row["response"]["body"]["usage"]["prompt_tokens"] == 3
+
+
+def test_an_error_row_has_openais_shape():
+    assert json.loads(error_line("abc", RowError("mine", "no_prompt", "The row has none."))) == {
+        "id": "batch_req_abc",
+        "custom_id": "mine",
+        "response": None,
+        "error": {"code": "no_prompt", "message": "The row has none."},
+    }
