@@ -12,7 +12,10 @@ from typing import Any
 import orjson
 
 from airflow_arcadia.batch.job import INDEX, JOB, ROWS, Identity, Manifest
-from airflow_arcadia.batch.rows import NOTHING_RUNS, Input, locate, row_count, scan
+from airflow_arcadia.batch.retry import reopen
+from airflow_arcadia.batch.rows import row_count, scan
+from airflow_arcadia.batch.shape import Shape
+from airflow_arcadia.batch.source import NOTHING_RUNS, Input, locate
 from airflow_arcadia.batch.spec import BatchSpec, BatchSummary
 from airflow_arcadia.batch.storage import Folder, LocalFolder, is_full, is_local, open_folder, resolve
 from airflow_arcadia.exceptions import BatchError, BatchInputError
@@ -46,6 +49,7 @@ class Finished:
     """
 
     summary: BatchSummary
+    manifest: Manifest
 
 
 @dataclass(frozen=True)
@@ -81,27 +85,26 @@ def check_input(spec: BatchSpec) -> int:
     Every row is read; one that cannot be sent becomes an error row later and is no error here. Raises
     :class:`BatchInputError`.
     """
-    source = locate(spec.input)
-    place = place_of(spec)
-    _check_writable(place)
+    source, place = _look(spec)
     earlier = _earlier(spec, place, source)
     if isinstance(earlier, Finished):
         return earlier.summary.rows
-    found = scan(source, None, None, spec.limit)
+    found = scan(source, None, None, spec)
     _compare(spec, place, found.digest, spec.model, earlier)
     return found.rows
 
 
 def prepare(spec: BatchSpec) -> Finished | Ready:
     """Check everything :func:`check_input` checks, and note where the rows are unless that is known."""
-    source = locate(spec.input)
-    place = place_of(spec)
-    _check_writable(place)
+    source, place = _look(spec)
     earlier = _earlier(spec, place, source)
     if isinstance(earlier, Finished):
-        if not spec.keep_segments:
-            place.parts.remove_all()
-        return earlier
+        if not (spec.retry_failed_only and earlier.summary.failed):
+            if not spec.keep_segments:
+                place.parts.remove_all()
+            return earlier
+        with _full_storage_said(place):
+            earlier = _open_again(place, earlier)
     with _full_storage_said(place):
         if earlier is None:
             # What is there without a manifest is left from a batch that is finished.
@@ -135,12 +138,28 @@ def settle_model(spec: BatchSpec, ready: Ready, model: str) -> Manifest:
     return settled
 
 
+def _look(spec: BatchSpec) -> tuple[Input, Place]:
+    """What can be said without reading the rows."""
+    Shape(spec, spec.model)
+    source, place = locate(spec), place_of(spec)
+    _check_writable(place)
+    return source, place
+
+
+def _open_again(place: Place, finished: Finished) -> Manifest:
+    place.parts.remove_all()
+    place.parts.create()
+    output = place.folder.fetch(place.name)
+    reopen(place.parts, finished.manifest, finished.summary, output)
+    return finished.manifest
+
+
 def _scan_anew(spec: BatchSpec, place: Place, source: Input, earlier: Manifest | None) -> Ready:
     parts = place.parts
     index = parts.work / f".tmp-{os.getpid()}-index"
     spool = None if source.local else parts.work / f".tmp-{os.getpid()}-rows"
     try:
-        found = scan(source, index, spool, spec.limit)
+        found = scan(source, index, spool, spec)
         _compare(spec, place, found.digest, spec.model, earlier)
         if spool is not None:
             # The copy stays on this machine: it is of no use to another.
@@ -175,12 +194,12 @@ def _earlier(spec: BatchSpec, place: Place, source: Input) -> Manifest | Finishe
     summary, written = finished
     digest = written.digest
     if not _same_scan(written, spec, source):
-        digest = scan(source, None, None, spec.limit).digest
+        digest = scan(source, None, None, spec).digest
     identity = Identity.of(spec, digest, spec.model)
     if different := written.identity.differences(identity):
         _changed(spec, place, different, finished=True)
         return None
-    return Finished(summary)
+    return Finished(summary, written)
 
 
 def _compare(spec: BatchSpec, place: Place, digest: str, model: str, earlier: Manifest | None) -> None:

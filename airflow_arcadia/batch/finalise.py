@@ -11,7 +11,7 @@ import orjson
 from airflow_arcadia.batch.door import Place
 from airflow_arcadia.batch.job import JOB, Job
 from airflow_arcadia.batch.segments import FAILED, DamagedSegment, SegmentReader
-from airflow_arcadia.batch.spec import BatchSummary
+from airflow_arcadia.batch.spec import BatchSpec, BatchSummary
 from airflow_arcadia.batch.storage import sync, write
 
 _SEGMENT_BITS = 40
@@ -56,6 +56,33 @@ def finalise(place: Place, job: Job, summary: BatchSummary, *, keep_segments: bo
     if not keep_segments:
         job.folder.remove_all()
     return []
+
+
+def summarise(place: Place, job: Job, spec: BatchSpec, resumed: int) -> BatchSummary:
+    """The summary of a job all of whose rows are done.
+
+    :param resumed: rows this attempt found committed.
+    """
+    counts = job.counts
+    gpu_seconds = counts.seconds * spec.num_gpus
+    tokens = counts.prompt_tokens + counts.completion_tokens
+    return BatchSummary(
+        rows=job.manifest.rows,
+        ok=counts.ok,
+        failed=counts.failed,
+        seconds=round(counts.seconds, 3),
+        tokens_per_s=round(counts.completion_tokens / counts.seconds, 1) if counts.seconds else 0.0,
+        output=place.uri,
+        errors=f"{place.uri}.errors.jsonl" if counts.failed else None,
+        prompt_tokens=counts.prompt_tokens,
+        completion_tokens=counts.completion_tokens,
+        model=job.manifest.identity.model,
+        attempts=job.attempt.token,
+        resumed_rows=resumed,
+        gpu_seconds=round(gpu_seconds, 3),
+        tokens_per_gpu_second=round(tokens / gpu_seconds, 1) if gpu_seconds else 0.0,
+        fingerprint=job.manifest.identity.fingerprint,
+    )
 
 
 def _merge(job: Job, paths: list[Path], locations: array[int], output: Path, errors: Path) -> None:

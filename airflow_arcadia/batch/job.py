@@ -4,6 +4,7 @@ Beside the output lies the hidden folder ``.<name>.parts``:
 
 - ``job.json``: input, model and parameters this folder belongs to,
 - ``index`` and, for input that is no plain local file, ``rows``: see :mod:`~airflow_arcadia.batch.rows`,
+- ``order``: the order to send the rows in, unless it is the input's,
 - ``attempt-<token>.json``: one per attempt; the highest token is the only one that may commit. It lists what
   it found committed, so that a late segment of an attempt before it never counts,
 - ``seg-<token>-<number>``: committed rows.
@@ -13,17 +14,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import orjson
 
+from airflow_arcadia.batch.ordering import read_order
 from airflow_arcadia.batch.segments import FAILED, Counts, Footer, SegmentBuffer, read_footer
 from airflow_arcadia.batch.spec import BatchSpec
 from airflow_arcadia.batch.storage import Folder, write
 from airflow_arcadia.exceptions import BatchError
 
-JOB, INDEX, ROWS = "job.json", "index", "rows"
+JOB, INDEX, ROWS, ORDER = "job.json", "index", "rows", "order"
 _ATTEMPT, _SEGMENT = "attempt-", "seg-"
 
 
@@ -44,7 +46,8 @@ class Identity:
     @classmethod
     def of(cls, spec: BatchSpec, digest: str, model: str) -> Identity:
         """The identity of a spec with the digest of its input."""
-        text = orjson.dumps(dict(spec.parameters), option=orjson.OPT_SORT_KEYS)
+        shape = [spec.prompt_column, spec.prompt_template, spec.prompt_as, spec.input_format]
+        text = orjson.dumps([dict(spec.parameters), shape], option=orjson.OPT_SORT_KEYS)
         limit = "" if spec.limit is None else f"-{spec.limit}"
         return cls(f"{digest}{limit}", model, hashlib.blake2b(text, digest_size=16).hexdigest())
 
@@ -111,6 +114,7 @@ class Job:
         self.folder = folder
         self.manifest = manifest
         self.attempt = attempt
+        self.row_key = manifest.identity.row_key
         self.states = bytearray(manifest.rows)
         """Per row: 0 to do, 1 answered, 2 an error row."""
         self.counts = Counts()
@@ -121,19 +125,35 @@ class Job:
     @classmethod
     def claim(cls, folder: Folder, manifest: Manifest) -> Job:
         """Take over the folder: from now on no earlier attempt can commit."""
-        with folder.locked():
-            attempt = _next_attempt(folder)
-            raw = {"adopted": {str(token): last for token, last in attempt.adopted.items()}}
-            write(folder, _attempt_name(attempt.token), orjson.dumps(raw))
-        return cls(folder, manifest, attempt)
+        while True:
+            with folder.locked():
+                attempt = _next_attempt(folder)
+                raw = {"adopted": {str(token): last for token, last in attempt.adopted.items()}}
+                try:
+                    folder.create_only(_attempt_name(attempt.token), orjson.dumps(raw))
+                except FileExistsError:
+                    # Another attempt took this token meanwhile: take the next.
+                    continue
+            return cls(folder, manifest, attempt)
 
     @property
     def done(self) -> int:
         """Rows that need no more work."""
         return self.counts.ok + self.counts.failed
 
-    def pending(self) -> Iterator[int]:
-        """Rows to do, in order."""
+    def reopen_failed(self) -> None:
+        """Make error rows rows to do again."""
+        self.states = self.states.replace(b"\2", b"\0")
+        self.counts.failed = 0
+
+    def pending(self, order: Path | None = None) -> Iterator[int]:
+        """Rows to do, in the order to send them: that of the input unless one is given."""
+        if order is not None:
+            states = self.states
+            for row in read_order(order):
+                if not states[row]:
+                    yield row
+            return
         row = self.states.find(0)
         while row >= 0:
             yield row
@@ -221,11 +241,6 @@ def _next_attempt(folder: Folder) -> Attempt:
         if token == last
     ]
     return Attempt(last + 1, {**adopted, last: max(numbers, default=0)})
-
-
-def with_model(identity: Identity, model: str) -> Identity:
-    """The identity once the model is known."""
-    return replace(identity, model=model)
 
 
 def _attempt_name(token: int) -> str:

@@ -11,7 +11,7 @@ Two runs over the same rows must give the same bytes, so what an engine makes up
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import orjson
@@ -46,18 +46,27 @@ class RowError(NamedTuple):
     message: str
 
 
-class _BadRow(Exception):
+class BadRow(Exception):
+    """A row that cannot be sent; it becomes a :class:`RowError`."""
+
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
 
 
-def parse_row(line: bytes, position: int, model: str, parameters: Mapping[str, Any]) -> Request | RowError:
+def parse_row(
+    line: bytes,
+    position: int,
+    model: str,
+    parameters: Mapping[str, Any],
+    adapt: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+) -> Request | RowError:
     """The request a line asks for, or why it cannot be sent.
 
     :param position: number of the row, from 0; its default ``custom_id`` is ``row-<position + 1>``.
     :param model: for rows that name none.
     :param parameters: request fields for rows that do not set their own.
+    :param adapt: turns the object into one of the forms above; raises :class:`BadRow`.
     """
     custom_id = f"row-{position + 1}"
     if len(line) > MAX_LINE_BYTES:
@@ -70,9 +79,11 @@ def parse_row(line: bytes, position: int, model: str, parameters: Mapping[str, A
         return RowError(custom_id, "invalid_row", f"The line is {_kind(row)}, not an object.")
     try:
         custom_id = _custom_id(row, custom_id)
+        if adapt is not None:
+            row = adapt(row)
         url, body = _url_and_body(row)
         _check_content(url, body)
-    except _BadRow as bad:
+    except BadRow as bad:
         return RowError(custom_id, bad.code, str(bad))
     return Request(custom_id, url, complete_body(url, body, model, parameters))
 
@@ -137,26 +148,26 @@ def _custom_id(row: Mapping[str, Any], default: str) -> str:
         return default
     if isinstance(given, str) or (isinstance(given, int) and not isinstance(given, bool)):
         return str(given)
-    raise _BadRow("invalid_row", f"custom_id is {_kind(given)}, not a text.")
+    raise BadRow("invalid_row", f"custom_id is {_kind(given)}, not a text.")
 
 
 def _url_and_body(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     url = row.get("url")
     method = row.get("method", "POST")
     if method != "POST":
-        raise _BadRow("invalid_row", f"method is {method!r}; only POST is known.")
+        raise BadRow("invalid_row", f"method is {method!r}; only POST is known.")
     if url is not None and not (isinstance(url, str) and url in _CONTENT_KEY):
-        raise _BadRow("unsupported_url", f"url is {url!r}; known are {', '.join(_CONTENT_KEY)}.")
+        raise BadRow("unsupported_url", f"url is {url!r}; known are {', '.join(_CONTENT_KEY)}.")
     if "body" in row:
         body = row["body"]
         if not isinstance(body, dict):
-            raise _BadRow("invalid_row", f"body is {_kind(body)}, not an object.")
+            raise BadRow("invalid_row", f"body is {_kind(body)}, not an object.")
     else:
         body = {key: value for key, value in row.items() if key not in _ENVELOPE}
     if url is None:
         url = next((url for key, url in _URL_OF_SHORT_FORM.items() if key in body), None)
         if url is None:
-            raise _BadRow("no_prompt", "The row has none of prompt, messages and input.")
+            raise BadRow("no_prompt", "The row has none of prompt, messages and input.")
     return url, body
 
 
@@ -164,16 +175,16 @@ def _check_content(url: str, body: Mapping[str, Any]) -> None:
     key = _CONTENT_KEY[url]
     content = body.get(key)
     if content is None:
-        raise _BadRow("no_prompt", f"The row has no {key}.")
+        raise BadRow("no_prompt", f"The row has no {key}.")
     wanted = list if url == CHAT else (str, list)
     if not isinstance(content, wanted):
-        raise _BadRow("invalid_row", f"{key} is {_kind(content)}.")
+        raise BadRow("invalid_row", f"{key} is {_kind(content)}.")
     if not content:
-        raise _BadRow("no_prompt", f"{key} is empty.")
+        raise BadRow("no_prompt", f"{key} is empty.")
     if url == CHAT and not all(isinstance(message, dict) and message.get("role") for message in content):
-        raise _BadRow("invalid_row", "Each of messages must be an object with a role.")
+        raise BadRow("invalid_row", "Each of messages must be an object with a role.")
     if not isinstance(body.get("model", ""), (str, type(None))):
-        raise _BadRow("invalid_row", f"model is {_kind(body['model'])}, not a text.")
+        raise BadRow("invalid_row", f"model is {_kind(body['model'])}, not a text.")
 
 
 def _normalise(body: dict[str, Any], identity: str) -> dict[str, Any]:

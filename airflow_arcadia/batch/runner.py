@@ -5,33 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
+import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
 
-import orjson
-
-from airflow_arcadia.batch.client import AnswerTimeout, ConnectionLost
 from airflow_arcadia.batch.door import Finished, Ready, prepare, settle_model
-from airflow_arcadia.batch.failures import (
-    CONNECTION_LOST,
-    Failure,
-    backoff,
-    connection_lost,
-    is_exhausted,
-    judge,
-    timed_out,
-)
-from airflow_arcadia.batch.finalise import finalise
-from airflow_arcadia.batch.job import Job
+from airflow_arcadia.batch.finalise import finalise, summarise
+from airflow_arcadia.batch.job import ORDER, Job
+from airflow_arcadia.batch.lanes import Lanes
 from airflow_arcadia.batch.meter import Meter
-from airflow_arcadia.batch.records import RowError, answer_line, error_line, parse_row, row_id
+from airflow_arcadia.batch.ordering import order_ready, write_order
 from airflow_arcadia.batch.rows import Rows
 from airflow_arcadia.batch.servers import Server, choose_model, unreachable
+from airflow_arcadia.batch.shape import Shape
 from airflow_arcadia.batch.spec import BatchSpec, BatchSummary, Endpoint, Progress
 from airflow_arcadia.batch.storage import is_full
-from airflow_arcadia.batch.work import Work, WorkQueue
+from airflow_arcadia.batch.watch import watch
+from airflow_arcadia.batch.work import WorkQueue
 from airflow_arcadia.batch.writer import SegmentWriter
 from airflow_arcadia.exceptions import BatchError, BatchInputError
 
@@ -49,7 +40,7 @@ def run_batch(
     progress_interval_s: float = 5.0,
     should_stop: Callable[[], bool] | None = None,
 ) -> BatchSummary:
-    """Answer every row and return the summary; :func:`run_batch_async` from code without an event loop."""
+    """Answer every row and return the summary; :func:`run_batch_async` for code without an event loop."""
     return asyncio.run(
         run_batch_async(
             spec,
@@ -79,21 +70,15 @@ async def run_batch_async(
     :param should_stop: asked several times a second; True commits what is answered and ends the batch.
 
     Raises :class:`BatchInputError` for input, output or parameters that cannot be used, and
-    :class:`BatchError` when the batch stopped before its end.
+    :class:`BatchError` when the batch stopped before its end. Cancelling it commits what is answered.
     """
     if not endpoints:
         raise BatchInputError("The batch has no endpoint.", what_to_do="Give it one or more.")
     ready = await asyncio.to_thread(prepare, spec)
     if isinstance(ready, Finished):
         return ready.summary
-    run = _Run(
-        spec,
-        ready,
-        endpoints,
-        on_progress=on_progress,
-        progress_interval_s=progress_interval_s,
-        should_stop=should_stop,
-    )
+    run = _Run(spec, ready, endpoints, should_stop or (lambda: False))
+    run.report_to(on_progress, progress_interval_s)
     try:
         return await run.run()
     except OSError as error:
@@ -102,7 +87,8 @@ async def run_batch_async(
         raise BatchError(
             f"The storage of {ready.place.uri} is full.",
             what_to_do="Free space there and run the batch again: it goes on from there.",
-            still_running=f"{run.committed} rows are committed in {ready.place.parts.uri}.",
+            still_running=f"{await asyncio.to_thread(run.committed)} rows are committed in "
+            f"{ready.place.parts.uri}.",
         ) from error
 
 
@@ -110,51 +96,45 @@ class _Run:
     """One attempt. What ends it early goes through :meth:`_end`; the first reason counts."""
 
     def __init__(
-        self,
-        spec: BatchSpec,
-        ready: Ready,
-        endpoints: Sequence[Endpoint],
-        *,
-        on_progress: Callable[[Progress], None] | None,
-        progress_interval_s: float,
-        should_stop: Callable[[], bool] | None,
+        self, spec: BatchSpec, ready: Ready, endpoints: Sequence[Endpoint], should_stop: Callable[[], bool]
     ) -> None:
-        self._spec, self._ready = spec, ready
-        self._on_progress, self._progress_interval = on_progress, progress_interval_s
-        self._should_stop = should_stop or (lambda: False)
+        self._spec, self._ready, self._should_stop = spec, ready, should_stop
         self._servers = [Server(endpoint, self._server_came_up, self._end) for endpoint in endpoints]
         self._error: BaseException | None = None
         self._queue: WorkQueue | None = None
-        self._model = ""
-        self._random = random.Random()  # noqa: S311 - spreads repetitions
+        self._model = spec.model
+        self._job: Job | None = None
+        self._on_progress: Callable[[Progress], None] | None = None
+        self._progress_interval = 0.0
 
-    @property
+    def report_to(self, on_progress: Callable[[Progress], None] | None, interval: float) -> None:
+        """Whom to tell the progress, and every how many seconds."""
+        self._on_progress, self._progress_interval = on_progress, interval
+
     def committed(self) -> int:
         """Rows that a next attempt will find done."""
-        manifest_rows = self._ready.manifest.rows
-        with contextlib.suppress(OSError, AttributeError):
-            job = Job(self._job.folder, self._job.manifest, self._job.attempt)
-            return min(job.done, manifest_rows)
-        return 0
+        if self._job is None:
+            return 0
+        return Job(self._job.folder, self._job.manifest, self._job.attempt).done
 
     async def run(self) -> BatchSummary:
+        spec, place = self._spec, self._ready.place
         try:
             await self._reach_servers()
-            self._model = choose_model(self._spec.model, self._servers)
-            manifest = await asyncio.to_thread(settle_model, self._spec, self._ready, self._model)
-            self._job = await asyncio.to_thread(Job.claim, self._ready.place.parts, manifest)
-            resumed = self._job.done
+            self._model = choose_model(spec.model, self._servers)
+            job = await asyncio.to_thread(self._claim)
+            resumed = job.done
             while True:
-                await self._answer_pending()
-                summary = self._summary(resumed)
+                await self._answer_pending(job)
+                summary = summarise(place, job, spec, resumed)
                 damaged = await asyncio.to_thread(
-                    finalise, self._ready.place, self._job, summary, keep_segments=self._spec.keep_segments
+                    finalise, place, job, summary, keep_segments=spec.keep_segments
                 )
                 if not damaged:
                     return summary
                 for name in damaged:
                     log.warning("Segment %s is damaged: its rows are answered again", name)
-                    await asyncio.to_thread(self._job.forget, name)
+                    await asyncio.to_thread(job.forget, name)
         finally:
             for server in self._servers:
                 await server.close()
@@ -164,160 +144,109 @@ class _Run:
         for server in self._servers:
             server.suspect("it was not reached yet")
         while not any(server.up for server in self._servers):
-            self._check_stop(0)
+            self._look_for_stop(0)
             if time.monotonic() - began > self._spec.endpoint_timeout_s:
                 raise unreachable(self._servers, self._spec.endpoint_timeout_s)
-            await asyncio.sleep(_TICK / 10)
             if self._error is not None:
                 raise self._error
+            await asyncio.sleep(_TICK / 10)
 
-    async def _answer_pending(self) -> None:
-        """Until no row is to do any more. Raises what ended it early, after committing what is answered."""
-        spec, job = self._spec, self._job
-        self._writer = SegmentWriter(job, spec.segment_rows, spec.segment_seconds)
-        self._meter = Meter(job.manifest.rows, job.counts, time.monotonic())
-        self._rows = Rows(self._ready.rows, self._ready.index)
-        queue = self._queue = WorkQueue(job.pending())
-        lanes = [
-            asyncio.ensure_future(self._lane(server, queue))
-            for server in self._servers
-            for _ in range(min(spec.max_in_flight, job.manifest.rows))
-        ]
-        ticker = asyncio.ensure_future(self._tick())
+    def _claim(self) -> Job:
+        """Take over the job's folder, with everything in it that sending rows needs."""
+        ready = self._ready
+        manifest = settle_model(self._spec, ready, self._model)
+        self._shape = Shape(self._spec, self._model)
+        self._order = self._prepare_order(manifest.rows) if self._spec.ordering == "prefix" else None
+        self._job = Job.claim(ready.place.parts, manifest)
+        if self._spec.retry_failed_only:
+            self._job.reopen_failed()
+        return self._job
+
+    def _prepare_order(self, rows: int) -> Path:
+        parts = self._ready.place.parts
+        with contextlib.suppress(FileNotFoundError):
+            path = parts.fetch(ORDER)
+            if order_ready(path, rows):
+                return path
+        local = parts.work / f".tmp-{os.getpid()}-{ORDER}"
+        reader = Rows(self._ready.rows, self._ready.index)
         try:
-            await asyncio.gather(*lanes)
+            write_order(rows, lambda row: self._shape.parse(reader.read(row), row), local)
+            parts.publish(local, ORDER)
+        finally:
+            reader.close()
+            local.unlink(missing_ok=True)
+        return parts.fetch(ORDER)
+
+    async def _answer_pending(self, job: Job) -> None:
+        """Until no row is to do any more. Raises what ended it early, after committing what is answered."""
+        spec = self._spec
+        writer = SegmentWriter(job, spec.segment_rows, spec.segment_seconds)
+        meter = Meter(job.manifest.rows, job.counts, time.monotonic())
+        rows = Rows(self._ready.rows, self._ready.index)
+        queue = self._queue = WorkQueue(job.pending(self._order))
+        lanes = Lanes(spec, job, self._shape, rows, queue, writer, self._end, lambda: self._error is not None)
+        tasks = [task for server in self._servers for task in lanes.start(server)]
+        helpers = [asyncio.ensure_future(self._tick(job, writer, meter))]
+        if spec.hang_timeout_s:
+            helpers += [asyncio.ensure_future(watch(server, spec.hang_timeout_s)) for server in self._servers]
+        try:
+            await asyncio.gather(*tasks)
         except BaseException as error:  # noqa: BLE001 - raised again below
             # A lane never fails on a row; what comes here is a fault or a cancellation.
             self._end(error)
         finally:
-            ticker.cancel()
-            for lane in lanes:
-                lane.cancel()
-            await asyncio.gather(ticker, *lanes, return_exceptions=True)
+            for task in (*helpers, *tasks):
+                task.cancel()
+            await asyncio.gather(*helpers, *tasks, return_exceptions=True)
             self._queue = None
-            self._rows.close()
+            rows.close()
+        await self._commit_rest(writer)
+        self._report(meter.progress(job.counts, time.monotonic()))
+
+    async def _commit_rest(self, writer: SegmentWriter) -> None:
         try:
-            if self._writer.error is None:
-                await self._writer.flush()
+            if writer.error is None:
+                await writer.flush()
         except Exception as error:
             if self._error is None:
                 raise
             log.warning("The last answers could not be committed: %s", error)
         if self._error is not None:
             raise self._error
-        self._report(time.monotonic())
 
-    async def _lane(self, server: Server, queue: WorkQueue) -> None:
-        writer = self._writer
-        while (work := await queue.take(server)) is not None:
-            if not writer.has_room:
-                await writer.room()
-            await self._answer(work, server, queue)
-
-    async def _answer(self, work: Work, server: Server, queue: WorkQueue) -> None:
-        job, spec = self._job, self._spec
-        line = self._rows.read(work.row)
-        identity = row_id(line, work.row, job.manifest.identity.row_key)
-        request = parse_row(line, work.row, self._model, spec.parameters)
-        if isinstance(request, RowError):
-            self._fail_row(work, identity, request)
-            queue.finish()
-            # Many such rows in a row must not keep the loop from everything else.
-            await asyncio.sleep(0)
-            return
-        outcome = await self._send(server, request.url, orjson.dumps(request.body))
-        if not isinstance(outcome, Failure):
-            prompt, completion = _usage(outcome)
-            self._writer.add(
-                work.row,
-                answer_line(identity, request.custom_id, outcome),
-                failed=False,
-                prompt_tokens=prompt,
-                completion_tokens=completion,
-            )
-            queue.finish()
-            return
-        if self._error is not None:
-            # Cut off by the end of the run: no failure of the row.
-            queue.finish()
-            return
-        if outcome.fatal:
-            self._end(_refused(server.url, outcome))
-        if outcome.code == CONNECTION_LOST:
-            work.losses += 1
-        else:
-            work.attempts += 1
-        if is_exhausted(outcome, work.attempts, work.losses, spec.max_attempts):
-            self._fail_row(work, identity, RowError(request.custom_id, outcome.code, outcome.message))
-            queue.finish()
-        elif outcome.code == CONNECTION_LOST:
-            # Its server is being probed already; another may take the row at once.
-            queue.again(work, 0.0)
-        else:
-            pause = backoff(work.attempts, spec.retry_base_s, spec.retry_cap_s, self._random.random())
-            queue.again(work, max(pause, outcome.retry_after_s))
-
-    async def _send(self, server: Server, url: str, body: bytes) -> dict[str, Any] | Failure:
-        try:
-            response = await server.client.post(url, body)
-        except ConnectionLost as error:
-            server.suspect(str(error))
-            return connection_lost(str(error))
-        except AnswerTimeout:
-            return timed_out(self._spec.request_timeout_s)
-        return judge(response.status, response.body, response.retry_after)
-
-    def _fail_row(self, work: Work, identity: str, error: RowError) -> None:
-        self._writer.add(work.row, error_line(identity, error), failed=True)
-        failed, spec = self._job.counts.failed, self._spec
-        budget = spec.max_failed_rows
-        if spec.max_failed_fraction is not None:
-            share = int(spec.max_failed_fraction * self._job.manifest.rows)
-            budget = share if budget is None else min(budget, share)
-        if budget is not None and failed > budget:
-            self._end(
-                BatchError(
-                    f"{failed} rows have failed, more than the {budget} allowed; "
-                    f"the last, {error.custom_id}: {error.message}",
-                    what_to_do="Correct the rows or raise the limit, and run the batch again.",
-                    still_running=f"What was committed is kept in {self._ready.place.parts.uri}.",
-                )
-            )
-
-    async def _tick(self) -> None:
+    async def _tick(self, job: Job, writer: SegmentWriter, meter: Meter) -> None:
         """What no answer triggers."""
         spec = self._spec
         last_up = last_report = time.monotonic()
         while True:
             await asyncio.sleep(_TICK)
             now = time.monotonic()
-            self._writer.tick()
-            if self._writer.error is not None:
-                self._end(self._writer.error)
+            writer.tick()
+            if writer.error is not None:
+                self._end(writer.error)
             for server in self._servers:
                 server.client.expire(spec.request_timeout_s)
             if any(server.up for server in self._servers):
                 last_up = now
             elif now - last_up > spec.endpoint_timeout_s:
                 self._end(unreachable(self._servers, now - last_up))
-            with contextlib.suppress(BatchError):
-                self._check_stop(self._job.done)
+            self._look_for_stop(job.done)
             if now - last_report >= self._progress_interval:
-                self._report(now)
+                self._report(meter.progress(job.counts, now))
                 last_report = now
 
-    def _check_stop(self, done: int) -> None:
-        if self._should_stop():
-            error = BatchError(
-                f"The batch was stopped after {done} of {self._ready.manifest.rows} rows.",
-                what_to_do="Run it again: it goes on from there.",
-                still_running=f"What was committed is kept in {self._ready.place.parts.uri}.",
+    def _look_for_stop(self, done: int) -> None:
+        if self._error is None and self._should_stop():
+            self._end(
+                BatchError(
+                    f"The batch was stopped after {done} of {self._ready.manifest.rows} rows.",
+                    what_to_do="Run it again: it goes on from there.",
+                    still_running=f"What was committed is kept in {self._ready.place.parts.uri}.",
+                )
             )
-            self._end(error)
-            raise error
 
-    def _report(self, now: float) -> None:
-        progress = self._meter.progress(self._job.counts, now)
+    def _report(self, progress: Progress) -> None:
         if self._on_progress is None:
             return
         try:
@@ -343,37 +272,3 @@ class _Run:
             self._queue.stop()
         for server in self._servers:
             server.client.drop_connections()
-
-    def _summary(self, resumed: int) -> BatchSummary:
-        counts, place = self._job.counts, self._ready.place
-        return BatchSummary(
-            rows=self._job.manifest.rows,
-            ok=counts.ok,
-            failed=counts.failed,
-            seconds=round(counts.seconds, 3),
-            tokens_per_s=round(counts.completion_tokens / counts.seconds, 1) if counts.seconds else 0.0,
-            output=place.uri,
-            errors=f"{place.uri}.errors.jsonl" if counts.failed else None,
-            prompt_tokens=counts.prompt_tokens,
-            completion_tokens=counts.completion_tokens,
-            model=self._model,
-            attempts=self._job.attempt.token,
-            resumed_rows=resumed,
-            fingerprint=self._job.manifest.identity.fingerprint,
-        )
-
-
-def _usage(body: dict[str, Any]) -> tuple[int, int]:
-    usage = body.get("usage")
-    if not isinstance(usage, dict):
-        return 0, 0
-    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    return prompt if isinstance(prompt, int) else 0, completion if isinstance(completion, int) else 0
-
-
-def _refused(url: str, failure: Failure) -> BatchInputError:
-    return BatchInputError(
-        f"{url} refuses the rows: {failure.message}",
-        what_to_do="Give the endpoint its right key.",
-        still_running="What was committed is kept.",
-    )

@@ -35,6 +35,11 @@ class Server:
         self.models: list[str] = []
         self.up = False
         self.why_down = "it was not reached yet"
+        self.in_flight = 0
+        self.answered = 0
+        self.last_sent: tuple[str, bytes] | None = None
+        """Path and body of a row it was given."""
+        self._canary_seconds: float | None = None
         self._changed, self._failed = changed, failed
         self._probe: asyncio.Task[None] | None = None
 
@@ -44,6 +49,15 @@ class Server:
             self.up = False
             self.why_down = reason
             self._probe = asyncio.get_running_loop().create_task(self._probe_until_up())
+
+    def hangs(self, reason: str, seconds: float) -> None:
+        """Take its rows away, and send it nothing until it answers one of them within so many seconds.
+
+        That its HTTP server answers proves nothing: the engine behind it is what hangs.
+        """
+        self._canary_seconds = seconds
+        self.suspect(reason)
+        self.client.drop_connections()
 
     async def close(self) -> None:
         """End its connections."""
@@ -55,13 +69,23 @@ class Server:
     async def _probe_until_up(self) -> None:
         pause = _PROBE_FIRST
         began = time.monotonic()
-        while not await self._is_up():
+        while not (await self._is_up() and await self._generates()):
             await asyncio.sleep(pause)
             pause = min(2 * pause, _PROBE_LONGEST)
         self.up = True
         if time.monotonic() - began > _PROBE_LONGEST:
             log.info("%s answers again after %.0f s", self.url, time.monotonic() - began)
         self._changed()
+
+    async def _generates(self) -> bool:
+        if self._canary_seconds is None or self.last_sent is None:
+            return True
+        try:
+            await asyncio.wait_for(self.client.post(*self.last_sent), self._canary_seconds)
+        except (ConnectionLost, AnswerTimeout, asyncio.TimeoutError):
+            return False
+        self._canary_seconds = None
+        return True
 
     async def _is_up(self) -> bool:
         try:

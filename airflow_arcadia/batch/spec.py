@@ -39,15 +39,26 @@ class BatchSpec:
     :param retry_base_s: seconds before the first repetition of a row; doubles each time.
     :param retry_cap_s: most seconds between two repetitions of a row.
     :param request_timeout_s: seconds one answer may take.
+    :param hang_timeout_s: seconds without a generated token, while rows are in flight, after which an engine
+        counts as hung; told by its ``/metrics``.
     :param endpoint_timeout_s: seconds to wait for an endpoint while none answers.
     :param max_failed_rows: stop when more rows than this have failed; None never stops.
     :param max_failed_fraction: the same as a share of all rows, 0 to 1.
     :param overwrite: replace an output that exists.
     :param on_change: what to do when an earlier attempt on this output had another input, model or
         parameters: ``"fail"``, or ``"restart"`` from nothing.
+    :param retry_failed_only: send the rows that failed before once more, and keep all other answers.
     :param keep_segments: leave the folder of committed segments when done.
     :param segment_rows: most rows in one segment.
     :param segment_seconds: seconds after which answered rows are committed at the latest.
+    :param num_gpus: GPUs of all workers together, for the cost line of the summary.
+    :param prompt_column: column (or key) that holds the prompt, ``prompt`` unless a table says otherwise.
+    :param prompt_template: Jinja template of the prompt over the row's columns (or keys).
+    :param prompt_as: ``"completion"`` sends a prompt as it is, ``"chat"`` as a user's message.
+    :param input_format: ``"jsonl"``, ``"csv"`` or ``"parquet"``; by default as the input's name ends.
+    :param ordering: ``"prefix"`` sends rows that begin alike one after the other, so that the engine's
+        prefix cache serves them, and rows with a high ``max_tokens`` first; ``"input"`` keeps the input's
+        order. The output is in input order with both.
     """
 
     input: str
@@ -60,32 +71,55 @@ class BatchSpec:
     retry_base_s: float = 0.5
     retry_cap_s: float = 30.0
     request_timeout_s: float = 3600.0
+    hang_timeout_s: float = 300.0
     endpoint_timeout_s: float = 600.0
     max_failed_rows: int | None = None
     max_failed_fraction: float | None = None
     overwrite: bool = False
     on_change: str = "fail"
+    retry_failed_only: bool = False
     keep_segments: bool = False
     segment_rows: int = 4096
     segment_seconds: float = 10.0
+    num_gpus: float = 0.0
+    prompt_column: str | None = None
+    prompt_template: str | None = None
+    prompt_as: str = "completion"
+    input_format: str | None = None
+    ordering: str = "prefix"
 
     def __post_init__(self) -> None:
         for name in ("max_in_flight", "max_attempts", "segment_rows", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise _wrong(f"{name} is {value}", f"Set {name} to 1 or more.")
-        for name in ("retry_base_s", "retry_cap_s", "request_timeout_s", "endpoint_timeout_s"):
+        for name in (
+            "retry_base_s",
+            "retry_cap_s",
+            "request_timeout_s",
+            "endpoint_timeout_s",
+            "hang_timeout_s",
+        ):
             if getattr(self, name) < 0:
                 raise _wrong(f"{name} is {getattr(self, name)}", f"Set {name} to 0 or more seconds.")
         if self.max_failed_rows is not None and self.max_failed_rows < 0:
             raise _wrong(f"max_failed_rows is {self.max_failed_rows}", "Use 0 or more, or None.")
         if self.max_failed_fraction is not None and not 0 <= self.max_failed_fraction <= 1:
             raise _wrong(f"max_failed_fraction is {self.max_failed_fraction}", "Use a share from 0 to 1.")
-        if self.on_change not in {"fail", "restart"}:
-            raise _wrong(f"on_change is {self.on_change!r}", "Use 'fail' or 'restart'.")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                names = ", ".join(repr(value) for value in allowed if value)
+                raise _wrong(f"{name} is {getattr(self, name)!r}", f"Use one of {names}.")
         for name in ("input", "output"):
             if not getattr(self, name):
                 raise _wrong(f"{name} is empty", f"Set {name} to a path or URI.")
+
+    def failed_rows_allowed(self, rows: int) -> int | None:
+        """How many of so many rows may fail; None: all."""
+        if self.max_failed_fraction is None:
+            return self.max_failed_rows
+        share = int(self.max_failed_fraction * rows)
+        return share if self.max_failed_rows is None else min(share, self.max_failed_rows)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe form; ``BatchSpec(**raw)`` is its inverse."""
@@ -126,6 +160,8 @@ class BatchSummary:
     :param errors: URI of the error rows alone; None when there is none.
     :param attempts: how often the batch was started until it was done.
     :param resumed_rows: rows the last attempt found already committed.
+    :param gpu_seconds: the GPUs' time, where the spec says how many there are; ``tokens_per_gpu_second``
+        counts prompt and generated tokens.
     :param fingerprint: what identifies input, model and parameters.
     """
 
@@ -141,11 +177,21 @@ class BatchSummary:
     model: str = ""
     attempts: int = 1
     resumed_rows: int = 0
+    gpu_seconds: float = 0.0
+    tokens_per_gpu_second: float = 0.0
     fingerprint: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe form; ``BatchSummary(**raw)`` is its inverse."""
         return dataclasses.asdict(self)
+
+
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "on_change": ("fail", "restart"),
+    "ordering": ("prefix", "input"),
+    "prompt_as": ("completion", "chat"),
+    "input_format": (None, "jsonl", "csv", "parquet"),
+}
 
 
 def _wrong(what: str, what_to_do: str) -> BatchInputError:

@@ -69,6 +69,9 @@ class Folder(Protocol):
     def read(self, name: str) -> bytes:
         """A file's content. Raises FileNotFoundError."""
 
+    def create_only(self, name: str, data: bytes) -> None:
+        """Write a small file unless it is there: FileExistsError then, however close the race was."""
+
     def publish(self, local: Path, name: str) -> None:
         """Make a finished file of :attr:`work` appear under ``name``, whole, replacing what was there."""
 
@@ -134,6 +137,17 @@ class LocalFolder:
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
 
+    def create_only(self, name: str, data: bytes) -> None:
+        local = self.path / f"{_TEMPORARY}{os.getpid()}-{name}"
+        try:
+            with local.open("wb") as file:
+                file.write(data)
+                sync(file)
+            # A link, not a rename: it never replaces.
+            os.link(local, self.path / name)
+        finally:
+            local.unlink(missing_ok=True)
+
     def publish(self, local: Path, name: str) -> None:
         os.replace(local, self.path / name)
         descriptor = os.open(self.path, os.O_RDONLY)
@@ -188,6 +202,9 @@ class RemoteFolder:
 
     def read(self, name: str) -> bytes:
         return bytes(self._fs.cat_file(f"{self._path}/{name}"))
+
+    def create_only(self, name: str, data: bytes) -> None:
+        self._fs.pipe_file(f"{self._path}/{name}", data, mode="create")
 
     def publish(self, local: Path, name: str) -> None:
         self._fs.put_file(str(local), f"{self._path}/{name}")

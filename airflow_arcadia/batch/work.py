@@ -86,8 +86,9 @@ class WorkQueue:
         return Work(row)
 
     def _wake_one(self) -> None:
-        for server, waiting in self._waiting.items():
-            if server.up and _wake(waiting, 1):
+        # The server with most lanes free has least to do.
+        for server in sorted(self._waiting, key=lambda server: -len(self._waiting[server])):
+            if server.up and _wake(self._waiting[server], 1):
                 return
 
 
