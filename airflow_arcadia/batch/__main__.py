@@ -21,7 +21,8 @@ example:
       --endpoint http://127.0.0.1:21002 --model qwen --max-tokens 128
 
 Input is JSON Lines: OpenAI's batch format (custom_id, url, body), or {"prompt": ...}, {"messages": [...]},
-{"input": ...} (embeddings). Beside the output appear <output>.errors.jsonl and <output>.summary.json.
+{"input": ...} (embeddings); or CSV or Parquet with a prompt column or a template over the columns. JSON Lines
+and CSV may end in .gz or .zst. Beside the output appear <output>.errors.jsonl and <output>.summary.json.
 Interrupted, the same command goes on after the last committed row. Exit status: 0 all rows answered, 1 the
 batch stopped before its end, 2 bad input, 3 some rows failed.
 """
@@ -87,6 +88,14 @@ def _spec(options: argparse.Namespace) -> BatchSpec:
         overwrite=options.overwrite,
         on_change=options.on_change,
         keep_segments=options.keep_segments,
+        retry_failed_only=options.retry_failed_only,
+        segment_seconds=options.segment_seconds,
+        ordering=options.ordering,
+        prompt_column=options.prompt_column,
+        prompt_template=options.prompt_template,
+        prompt_as=options.prompt_as,
+        input_format=options.input_format,
+        num_gpus=options.num_gpus,
     )
 
 
@@ -125,8 +134,23 @@ def _parser() -> argparse.ArgumentParser:
         help="when the output belongs to another input, model or parameters (default: fail)",
     )
     files.add_argument("--keep-segments", action="store_true", help="leave the committed segments")
+    files.add_argument(
+        "--retry-failed-only", action="store_true", help="send only the rows that failed once more"
+    )
+    files.add_argument(
+        "--input-format", choices=("jsonl", "csv", "parquet"), help="default: as the input's name ends"
+    )
     files.add_argument("--limit", type=int, metavar="N", help="answer only the first N rows")
     files.add_argument("--dry-run", action="store_true", help="read and check every row, and send none")
+    prompt = run.add_argument_group("prompt")
+    prompt.add_argument("--prompt-column", metavar="NAME", help="column or key that holds the prompt")
+    prompt.add_argument("--prompt-template", metavar="JINJA", help="prompt as a template over the columns")
+    prompt.add_argument(
+        "--prompt-as",
+        choices=("completion", "chat"),
+        default="completion",
+        help="send a prompt as it is, or as a user's message (default: completion)",
+    )
     model = run.add_argument_group("model")
     model.add_argument(
         "--endpoint", action="append", metavar="URL", help="base URL of a server; repeat for several"
@@ -151,6 +175,16 @@ def _parser() -> argparse.ArgumentParser:
     limits.add_argument("--max-attempts", type=int, default=5, metavar="N", help="attempts per row")
     limits.add_argument("--endpoint-timeout", type=float, default=600.0, metavar="SECONDS")
     limits.add_argument("--max-failed-rows", type=int, metavar="N", help="stop when more rows have failed")
+    limits.add_argument(
+        "--ordering",
+        choices=("prefix", "input"),
+        default="prefix",
+        help="send rows that begin alike together, or in the input's order (default: prefix)",
+    )
+    limits.add_argument("--segment-seconds", type=float, default=10.0, metavar="SECONDS")
+    limits.add_argument(
+        "--num-gpus", type=float, default=0.0, metavar="N", help="for the summary's cost line"
+    )
     limits.add_argument("--progress-interval", type=float, default=5.0, metavar="SECONDS")
     limits.add_argument("--quiet", action="store_true", help="print no progress")
     return parser

@@ -98,7 +98,7 @@ class HttpClient:
                 response = await connection.exchange(data)
             except ConnectionLost:
                 # The server may close a kept connection just when it is used again: no one's failure.
-                if kept and not connection.answering:
+                if kept and not connection.answering and not connection.dropped:
                     continue
                 raise
             except BaseException:
@@ -151,6 +151,8 @@ class _Connection(asyncio.Protocol):
         self.closed = False
         self.reusable = False
         self.answering = False
+        self.dropped = False
+        """Closed from this side, on purpose."""
         self.used_at = 0.0
         """When it was last sent or answered something, by the monotonic clock."""
 
@@ -169,7 +171,7 @@ class _Connection(asyncio.Protocol):
         return self._waiter is not None
 
     def close(self, error: Exception | None = None) -> None:
-        self.closed = True
+        self.closed = self.dropped = True
         self._fail(error or ConnectionLost("it was closed"))
         if self._transport is not None:
             # Not close(): what is still to be sent to a server that hangs would keep it open.

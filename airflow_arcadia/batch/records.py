@@ -144,7 +144,7 @@ def error_line(identity: str, error: RowError) -> bytes:
 
 def _custom_id(row: Mapping[str, Any], default: str) -> str:
     given = row.get("custom_id")
-    if given is None:
+    if given is None or given == "":
         return default
     if isinstance(given, str) or (isinstance(given, int) and not isinstance(given, bool)):
         return str(given)

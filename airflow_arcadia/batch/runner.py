@@ -17,7 +17,7 @@ from airflow_arcadia.batch.lanes import Lanes
 from airflow_arcadia.batch.meter import Meter
 from airflow_arcadia.batch.ordering import order_ready, write_order
 from airflow_arcadia.batch.rows import Rows
-from airflow_arcadia.batch.servers import Server, choose_model, unreachable
+from airflow_arcadia.batch.servers import Server, choose_model, end_tasks, unreachable
 from airflow_arcadia.batch.shape import Shape
 from airflow_arcadia.batch.spec import BatchSpec, BatchSummary, Endpoint, Progress
 from airflow_arcadia.batch.storage import is_full
@@ -187,18 +187,17 @@ class _Run:
         queue = self._queue = WorkQueue(job.pending(self._order))
         lanes = Lanes(spec, job, self._shape, rows, queue, writer, self._end, lambda: self._error is not None)
         tasks = [task for server in self._servers for task in lanes.start(server)]
-        helpers = [asyncio.ensure_future(self._tick(job, writer, meter))]
+        loop = asyncio.get_running_loop()
+        helpers = [loop.create_task(self._tick(job, writer, meter))]
         if spec.hang_timeout_s:
-            helpers += [asyncio.ensure_future(watch(server, spec.hang_timeout_s)) for server in self._servers]
+            helpers += [loop.create_task(watch(server, spec.hang_timeout_s)) for server in self._servers]
         try:
             await asyncio.gather(*tasks)
         except BaseException as error:  # noqa: BLE001 - raised again below
             # A lane never fails on a row; what comes here is a fault or a cancellation.
             self._end(error)
         finally:
-            for task in (*helpers, *tasks):
-                task.cancel()
-            await asyncio.gather(*helpers, *tasks, return_exceptions=True)
+            await end_tasks([*helpers, *tasks])
             self._queue = None
             rows.close()
         await self._commit_rest(writer)

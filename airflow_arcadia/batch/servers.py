@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import orjson
 
@@ -62,8 +62,7 @@ class Server:
     async def close(self) -> None:
         """End its connections."""
         if self._probe is not None:
-            self._probe.cancel()
-            await asyncio.gather(self._probe, return_exceptions=True)
+            await end_tasks([self._probe])
         self.client.drop_connections()
 
     async def _probe_until_up(self) -> None:
@@ -111,6 +110,22 @@ class Server:
             self.why_down = f"it answered HTTP {response.status} instead of its models"
             return False
         return True
+
+
+async def end_tasks(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks and wait for their end. Errors of theirs are dropped.
+
+    Asked again until they are done: before Python 3.12 ``asyncio.wait_for`` loses a cancellation that comes
+    in the moment its own task is done.
+    """
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        done, pending = await asyncio.wait(pending, timeout=1.0)
+        for task in done:
+            if not task.cancelled():
+                task.exception()
 
 
 def choose_model(wanted: str, servers: Sequence[Server]) -> str:

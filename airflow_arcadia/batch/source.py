@@ -60,6 +60,8 @@ def locate(spec: BatchSpec) -> Input:
     """Find the input. Raises :class:`BatchInputError` when it is missing, a folder, or empty."""
     uri = spec.input
     fs, path = resolve(uri)
+    # What a listing said before may be out of date.
+    fs.invalidate_cache()
     try:
         info = fs.info(path)
     except FileNotFoundError as error:

@@ -1,0 +1,127 @@
+"""A batch that a worker runs itself (OpenAI's Batch API): submit it, look at it, cancel it.
+
+:func:`judge` decides purely what an answer means; the task and the trigger share it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from airflow_arcadia.batch.spec import BatchSpec, Endpoint, Progress
+from airflow_arcadia.exceptions import BatchError
+
+_TIMEOUT = aiohttp.ClientTimeout(total=30)
+_FIELDS_OF_REQUEST = ("input", "output", "model", "parameters")
+
+
+@dataclass(frozen=True)
+class Running:
+    """It goes on. ``progress`` is None before the first rows."""
+
+    progress: Progress | None
+
+
+@dataclass(frozen=True)
+class Completed:
+    """It is done. ``summary`` is a :class:`~airflow_arcadia.batch.BatchSummary` as a dict."""
+
+    summary: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """It ended before it was done.
+
+    :param what: one sentence.
+    """
+
+    what: str
+
+
+State = Running | Completed | Ended
+
+
+def judge(batch: Mapping[str, Any]) -> State:
+    """What the Batch object says."""
+    status = batch.get("status")
+    if status == "completed":
+        return Completed(batch.get("summary") or {})
+    if status in {"failed", "cancelled", "expired"}:
+        errors = (batch.get("errors") or {}).get("data") or [{}]
+        return Ended(errors[0].get("message") or f"The batch was {status}.")
+    raw = batch.get("progress")
+    return Running(Progress(**raw) if raw else None)
+
+
+class RemoteBatches:
+    """The Batch API of one worker.
+
+    :param endpoint: the worker.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._base = f"{endpoint.url.rstrip('/')}/v1/batches"
+        self._headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
+
+    async def submit(self, spec: BatchSpec) -> str:
+        """Start the batch, or find the same one; returns its id.
+
+        Raises :class:`BatchError` when the worker does not take it.
+        """
+        whole = spec.to_dict()
+        defaults = BatchSpec(input="-", output="-", model="").to_dict()
+        options = {
+            key: value
+            for key, value in whole.items()
+            if key not in _FIELDS_OF_REQUEST and value != defaults[key]
+        }
+        body = {
+            "input_file_id": spec.input,
+            "output": spec.output,
+            "parameters": dict(spec.parameters),
+            "options": options,
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+        }
+        return str((await self._call("POST", "", body))["id"])
+
+    async def get(self, name: str) -> dict[str, Any]:
+        """The Batch object. Raises :class:`BatchError` when it cannot be read."""
+        return await self._call("GET", f"/{name}")
+
+    async def cancel(self, name: str) -> dict[str, Any]:
+        """Ask for its end; what is committed is kept."""
+        return await self._call("POST", f"/{name}/cancel", {})
+
+    async def _call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        try:
+            async with (
+                aiohttp.ClientSession(headers=self._headers, timeout=_TIMEOUT) as session,
+                session.request(method, self._base + path, json=body) as response,
+            ):
+                answer: dict[str, Any] = await response.json(content_type=None)
+                if response.status == 200:
+                    return answer
+                said = (answer.get("error") or {}).get("message") or f"HTTP {response.status}"
+                raise BatchRefusedError(
+                    f"The worker refuses the batch: {said}",
+                    what_to_do="Correct what it names.",
+                    still_running="The worker still runs.",
+                )
+        except (aiohttp.ClientError, asyncio.TimeoutError, ValueError, AttributeError) as error:
+            raise BatchError(
+                f"The worker's batches cannot be read at {self._base}: {error or type(error).__name__}.",
+                what_to_do="See whether the worker lives; a retry finds the batch again.",
+                still_running="The batch may go on there.",
+            ) from error
+
+
+class BatchRefusedError(BatchError):
+    """The worker answered, and the answer is no."""
+
+    retryable = False

@@ -1,0 +1,87 @@
+"""An engine that hangs is told from one that is slow."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from airflow_arcadia.batch import BatchSpec, Endpoint, run_batch_async
+from airflow_arcadia.batch.watch import count_tokens, is_hung, look
+from airflow_arcadia.exceptions import BatchError
+from tests.batch.fake_engine import serving
+from tests.batch.reading import until
+
+Write = Callable[..., str]
+
+
+def test_a_slow_engine_moves_its_count_and_a_hung_one_does_not():
+    stall = look(None, 5.0, 0, 0.0)
+    assert not is_hung(look(stall, 6.0, 0, 400.0), 400.0, 300)
+    assert is_hung(look(stall, 5.0, 0, 400.0), 400.0, 300)
+
+
+def test_an_answer_is_a_sign_of_life():
+    assert not is_hung(look(look(None, 5.0, 0, 0.0), 5.0, 1, 400.0), 400.0, 300)
+
+
+def test_without_a_count_nothing_is_known():
+    assert not is_hung(look(look(None, None, 0, 0.0), None, 0, 400.0), 400.0, 300)
+
+
+def test_the_count_is_the_sum_over_engines():
+    metrics = b"""# TYPE vllm:generation_tokens_total counter
+vllm:generation_tokens_total{engine="0",model_name="m"} 10.0
+vllm:generation_tokens_total{engine="1",model_name="m"} 1.5e+01
+vllm:prompt_tokens_total{engine="0",model_name="m"} 5.0
+vllm:generation_tokens_created{engine="0",model_name="m"} 1.7e+09
+"""
+    assert count_tokens(metrics) == 30.0
+    assert count_tokens(b"process_cpu_seconds_total 1.0\n") is None
+
+
+async def test_the_rows_of_a_hung_engine_go_to_another(write_rows: Write, output: str):
+    async with serving() as hung, serving() as sound:
+        hung.held = asyncio.Event()
+        rows = [{"prompt": f"row {row}"} for row in range(40)]
+        spec = BatchSpec(write_rows(*rows), output, "tiny", max_in_flight=8, hang_timeout_s=0.5)
+        summary = await run_batch_async(spec, [Endpoint(hung.url), Endpoint(sound.url)])
+        assert (summary.ok, summary.failed) == (40, 0)
+        assert hung.seen.total() >= 8
+
+
+async def test_an_engine_that_hangs_for_a_while_is_waited_for(write_rows: Write, output: str):
+    async with serving() as engine:
+        engine.held = asyncio.Event()
+        spec = BatchSpec(write_rows({"prompt": "one"}), output, "tiny", hang_timeout_s=0.5)
+        running = asyncio.create_task(run_batch_async(spec, [Endpoint(engine.url)]))
+        # The second time it is asked to prove itself by.
+        await until(lambda: engine.seen["one"] == 2)
+        engine.held.set()
+        assert (await running).ok == 1
+
+
+async def test_an_engine_that_hangs_for_good_is_named(write_rows: Write, output: str):
+    async with serving() as engine:
+        engine.held = asyncio.Event()
+        spec = BatchSpec(
+            write_rows({"prompt": "one"}), output, "tiny", hang_timeout_s=0.5, endpoint_timeout_s=1.0
+        )
+        with pytest.raises(BatchError, match=r"it hangs: no token for 0\.5 s with 1 rows in flight"):
+            await run_batch_async(spec, [Endpoint(engine.url)])
+
+
+async def test_a_slow_engine_is_left_alone(write_rows: Write, output: str):
+    async with serving() as engine:
+        engine.delay = 1.2
+
+        async def generate() -> None:
+            while True:
+                engine.tokens += 1
+                await asyncio.sleep(0.05)
+
+        generating = asyncio.create_task(generate())
+        spec = BatchSpec(write_rows({"prompt": "one"}), output, "tiny", hang_timeout_s=0.5)
+        summary = await run_batch_async(spec, [Endpoint(engine.url)])
+        generating.cancel()
+        assert summary.ok == 1
+        assert engine.seen["one"] == 1
