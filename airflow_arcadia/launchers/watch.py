@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -13,6 +14,8 @@ from airflow_arcadia.readiness import ProcessObservation, likely_cause
 from airflow_arcadia.worker import WorkerHandle
 
 INTERVAL_S = 1.0
+
+log = logging.getLogger(__name__)
 
 
 class WorkerLostError(WorkerError):
@@ -76,6 +79,13 @@ class WorkerWatch:
         while not self._end.wait(self._interval_s):
             for handle in self._handles:
                 if handle.name not in self._lost:
-                    seen = asyncio.run(self._launchers[handle.launcher].observe(handle))
-                    if seen.alive is False:
-                        self._lost[handle.name] = seen
+                    self._look(handle)
+
+    def _look(self, handle: WorkerHandle) -> None:
+        try:
+            seen = asyncio.run(self._launchers[handle.launcher].observe(handle))
+        except Exception:  # whatever a launcher's libraries raise: could not read is never absent
+            log.warning("worker %s cannot be looked at; trying again", handle.name, exc_info=True)
+            return
+        if seen.alive is False:
+            self._lost[handle.name] = seen

@@ -16,8 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from airflow_arcadia.runtime import fastchat
+from airflow_arcadia.batch import Endpoint
+from airflow_arcadia.runtime import batch_routes, fastchat
 from airflow_arcadia.runtime.asgi import App, Receive, Scope, Send, call, header, read_json, respond, stream
+from airflow_arcadia.runtime.batch_routes import is_batch_path
+from airflow_arcadia.runtime.batches import BatchJobs
 from airflow_arcadia.runtime.conversation import describe
 from airflow_arcadia.runtime.guard import say
 from airflow_arcadia.runtime.registration import Registration
@@ -45,6 +48,8 @@ class ArcadiaMiddleware:
         self._conversation: dict[str, Any] | None = None
         self._registration: Registration | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        folder = Path(self._spec.lease_file).parent if self._spec.lease_file else None
+        self._batches = BatchJobs(Endpoint(self._spec.url, self._key), self._spec.served_model_name, folder)
         self._handlers: dict[str, Handler] = {
             "/worker_generate": self._generate,
             "/worker_generate_stream": self._generate_stream,
@@ -80,7 +85,9 @@ class ArcadiaMiddleware:
         counted = path not in _OPEN
         self._in_flight += counted
         try:
-            if handler is None:
+            if is_batch_path(path):
+                await batch_routes.handle(self._batches, scope, receive, send)
+            elif handler is None:
                 await self._app(scope, receive, send)
             else:
                 await self._fastchat(handler, scope, receive, send)
@@ -197,6 +204,7 @@ class ArcadiaMiddleware:
         await self._wait_until_served()
         self._status = WorkerStatus.READY
         say(f"ready: {self._spec.served_model_name} at {self._spec.url}")
+        self._batches.resume()
         if self._spec.controller_address:
             self._registration = Registration(
                 self._spec.controller_address, self._spec.url, self._worker_status
@@ -231,6 +239,7 @@ class ArcadiaMiddleware:
         self._tasks[0].cancel()
         if self._registration is not None:
             await self._registration.leave()
+        await self._batches.stop()
         deadline = asyncio.get_running_loop().time() + self._spec.drain_seconds
         while self._in_flight and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(_POLL_S)

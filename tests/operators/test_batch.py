@@ -1,0 +1,231 @@
+"""Batches through their operators: what is refused at the door, and that nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_arcadia.exceptions import BatchError
+from airflow_arcadia.lease import Lease
+from airflow_arcadia.lease_store import LeaseStore
+from airflow_arcadia.operators.batch import (
+    PROGRESS_KEY,
+    ArcadiaBatchInferenceOperator,
+    ArcadiaCheckBatchInputOperator,
+)
+from airflow_arcadia.processes import mark, spawn
+from airflow_arcadia.worker import WorkerHandle
+from tests.airflow_context import make_context, set_connection
+from tests.batch.fake_engine import FakeEngine, serving
+from tests.conftest import ROOT, wait_for
+
+
+@pytest.fixture(autouse=True)
+def _connection(monkeypatch: pytest.MonkeyPatch, store: LeaseStore) -> None:
+    set_connection(monkeypatch, arcadia_config_yaml="rayClusters: []", state_dir=str(store.root))
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[FakeEngine]:
+    async with serving() as running:
+        yield running
+
+
+@pytest.fixture
+def worker(engine: FakeEngine, store: LeaseStore, lease: Lease) -> dict[str, Any]:
+    """A handle whose process lives, and whose server is the test's."""
+    return make_worker(engine, store, lease, "import time; time.sleep(600)").to_dict()
+
+
+def make_worker(engine: FakeEngine, store: LeaseStore, lease: Lease, code: str) -> WorkerHandle:
+    log = store.directory(lease.name) / "w.log"
+    ref = spawn([sys.executable, "-c", code], env=mark(lease.name, "worker/w"), log_path=log)
+    where = {
+        "pid": ref.pid,
+        "started_at": ref.started_at,
+        "log": str(log),
+        "lease": lease.name,
+        "owned": "worker/w",
+    }
+    return WorkerHandle("w", lease.name, "process", engine.url, "tiny", 1, where=where)
+
+
+def check(tmp_path: Path, content: bytes | None, **batch: Any) -> list[int]:
+    if content is not None:
+        (tmp_path / "in.jsonl").write_bytes(content)
+    batches = [{"input": str(tmp_path / "in.jsonl"), "output": str(tmp_path / "out.jsonl"), **batch}]
+    return ArcadiaCheckBatchInputOperator(task_id="check", batches=batches).execute(make_context())
+
+
+async def answer(worker: Any, tmp_path: Path, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run the operator in a thread, as a task would; its summary and its context."""
+    context = make_context()
+    operator = ArcadiaBatchInferenceOperator(
+        task_id="answer",
+        worker=worker,
+        input=str(tmp_path / "in.jsonl"),
+        output=str(tmp_path / "out.jsonl"),
+        progress_interval=0.05,
+        **kwargs,
+    )
+    return await asyncio.to_thread(operator.execute, context), context
+
+
+def rows(tmp_path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "in.jsonl"),
+        (b"", "empty"),
+        (b'{"prompt": "a"}\n{"prompt": "\xff"}\n', "Line 2 .* is not UTF-8"),
+    ],
+)
+def test_input_that_cannot_be_read_is_refused_for_good(tmp_path: Path, content: bytes | None, said: str):
+    with pytest.raises(AirflowFailException, match=said):
+        check(tmp_path, content)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_good_input_is_counted(tmp_path: Path):
+    assert check(tmp_path, b'{"prompt": "a"}\n\n{"prompt": "b"}\n') == [2]
+
+
+def test_an_output_that_exists_is_refused_for_good(tmp_path: Path):
+    (tmp_path / "out.jsonl").write_text("somebody's")
+    with pytest.raises(AirflowFailException, match="exists"):
+        check(tmp_path, b'{"prompt": "a"}\n')
+    assert (tmp_path / "out.jsonl").read_text() == "somebody's"
+
+
+def test_an_option_that_does_not_exist_is_named(tmp_path: Path):
+    with pytest.raises(AirflowFailException, match="max_failed_row"):
+        check(tmp_path, b'{"prompt": "a"}\n', options={"max_failed_row": 1})
+
+
+async def test_bad_rows_become_error_rows_and_duplicates_are_both_answered(worker: dict, tmp_path: Path):
+    lines = [
+        '{"custom_id": "same", "prompt": "one"}',
+        "no json",
+        '{"custom_id": "empty"}',
+        '{"custom_id": "same", "prompt": "two"}',
+        json.dumps({"custom_id": "long", "prompt": "word " * 100}),
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n")
+    summary, context = await answer(worker, tmp_path)
+    assert (summary["rows"], summary["ok"], summary["failed"]) == (5, 2, 3)
+    found = rows(tmp_path)
+    assert [row["error"] is None for row in found] == [True, False, False, True, False]
+    assert [row["custom_id"] for row in found][0::3] == ["same", "same"]
+    texts = [found[i]["response"]["body"]["choices"][0]["text"] for i in (0, 3)]
+    assert texts[0] != texts[1]
+    assert "context" in found[4]["error"]["message"]
+    assert context["task_state_store"][PROGRESS_KEY]["done"] == 5
+
+
+async def test_a_form_that_was_left_empty_means_the_models_default(
+    worker: dict, tmp_path: Path, engine: FakeEngine
+):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    await answer(worker, tmp_path, parameters={"max_tokens": 3, "seed": None})
+    assert engine.bodies[-1]["max_tokens"] == 3
+    assert "seed" not in engine.bodies[-1]
+
+
+async def test_progress_renews_the_lease(worker: dict, tmp_path: Path, store: LeaseStore, lease: Lease):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    await answer(worker, tmp_path)
+    renewed = store.read(lease.name)
+    assert renewed is not None
+    assert renewed.renewed_at > lease.renewed_at
+
+
+async def test_a_retry_of_a_finished_batch_sends_nothing(worker: dict, tmp_path: Path, engine: FakeEngine):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    first, _ = await answer(worker, tmp_path)
+    again, _ = await answer(worker, tmp_path)
+    assert again == first
+    assert engine.seen["a"] == 1
+
+
+async def test_on_kill_keeps_what_is_answered_and_a_retry_goes_on(
+    worker: dict, tmp_path: Path, engine: FakeEngine
+):
+    (tmp_path / "in.jsonl").write_text("".join(f'{{"prompt": "p{i}"}}\n' for i in range(300)))
+    engine.delay = 0.02
+    operator = ArcadiaBatchInferenceOperator(
+        task_id="answer",
+        worker=worker,
+        input=str(tmp_path / "in.jsonl"),
+        output=str(tmp_path / "out.jsonl"),
+        options={"max_in_flight": 8},
+    )
+    running = asyncio.create_task(asyncio.to_thread(operator.execute, make_context()))
+    await asyncio.to_thread(wait_for, lambda: len(engine.seen) >= 50, 20, "the first rows")
+    operator.on_kill()
+    with pytest.raises(BatchError, match="committed"):
+        await running
+    before = len(engine.seen)
+    assert before < 300
+    summary, _ = await answer(worker, tmp_path)
+    assert (summary["ok"], summary["attempts"]) == (300, 2)
+    # Only the rows that were in flight when it was killed are sent again.
+    assert sum(times - 1 for times in engine.seen.values()) <= 8
+
+
+async def test_the_death_of_the_worker_ends_the_batch_with_its_reason(
+    tmp_path: Path, engine: FakeEngine, store: LeaseStore, lease: Lease
+):
+    handle = make_worker(engine, store, lease, "raise MemoryError('rank 1 was killed')")
+    engine.held = asyncio.Event()
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    began = time.monotonic()
+    with pytest.raises(
+        AirflowFailException, match="ended while the batch ran: MemoryError: rank 1 was killed"
+    ):
+        await answer(handle.to_dict(), tmp_path)
+    assert time.monotonic() - began < 5
+    engine.held.set()
+
+
+async def test_workers_of_different_models_are_refused(worker: dict, tmp_path: Path):
+    with pytest.raises(AirflowFailException, match="different models: other, tiny"):
+        await answer([worker, {**worker, "served_model_name": "other"}], tmp_path)
+
+
+FULL_DISK = """
+set -e
+mount -t tmpfs -o size=4m tmpfs "$1"
+exec "$2" -m airflow_arcadia.batch run --input "$3" --output "$1/out.jsonl" --endpoint "$4" --model tiny
+"""
+
+
+async def test_a_full_disk_is_named_and_what_is_committed_is_kept(tmp_path: Path, engine: FakeEngine):
+    """A file system of 4 MiB in a mount namespace of its own; through the engine's command line."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(f'{{"prompt": "p{i}"}}\n' for i in range(20_000)))
+    unshare = shutil.which("unshare")
+    assert unshare, "util-linux is needed"
+    words = [unshare, "--user", "--map-root-user", "--mount", "sh", "-c", FULL_DISK, "sh"]
+    words += [str(disk), sys.executable, str(source), engine.url]
+    done = await asyncio.to_thread(subprocess.run, words, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode != 0
+    assert "full" in done.stderr
+    assert "run the batch again" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert int(re.findall(r"(\d+) rows are committed", done.stderr)[0]) > 0
