@@ -208,13 +208,13 @@ async def test_workers_of_different_models_are_refused(worker: dict, tmp_path: P
 
 FULL_DISK = """
 set -e
-mount -t tmpfs -o size=4m tmpfs "$1"
+mount -t tmpfs -o size=8m tmpfs "$1"
 exec "$2" -m airflow_arcadia.batch run --input "$3" --output "$1/out.jsonl" --endpoint "$4" --model tiny
 """
 
 
 async def test_a_full_disk_is_named_and_what_is_committed_is_kept(tmp_path: Path, engine: FakeEngine):
-    """A file system of 4 MiB in a mount namespace of its own; through the engine's command line."""
+    """A file system of 8 MiB in a mount namespace of its own; through the engine's command line."""
     disk = tmp_path / "disk"
     disk.mkdir()
     source = tmp_path / "in.jsonl"
