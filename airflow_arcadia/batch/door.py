@@ -17,7 +17,15 @@ from airflow_arcadia.batch.rows import row_count, scan
 from airflow_arcadia.batch.shape import Shape
 from airflow_arcadia.batch.source import NOTHING_RUNS, Input, locate
 from airflow_arcadia.batch.spec import BatchSpec, BatchSummary
-from airflow_arcadia.batch.storage import Folder, LocalFolder, is_full, is_local, open_folder, resolve
+from airflow_arcadia.batch.storage import (
+    Folder,
+    LocalFolder,
+    RemoteFolder,
+    is_full,
+    is_local,
+    open_folder,
+    resolve,
+)
 from airflow_arcadia.exceptions import BatchError, BatchInputError
 
 
@@ -251,6 +259,12 @@ def _rows_path(place: Place, source: Input) -> Path:
 
 def _check_writable(place: Place) -> None:
     folder = place.folder
+    if isinstance(folder, RemoteFolder) and (bucket := folder.missing_bucket()):
+        raise BatchInputError(
+            f"The output's bucket {bucket} does not exist.",
+            what_to_do="Correct the output, or create the bucket.",
+            still_running=NOTHING_RUNS,
+        )
     if not isinstance(folder, LocalFolder):
         return
     existing = folder.path

@@ -194,6 +194,14 @@ class Job:
                 found.append((name, path, footer))
         return found
 
+    def committed(self) -> int:
+        """Rows in segments that count: those a next attempt will find done."""
+        found = bytearray(self.manifest.rows)
+        for _, _, footer in self.segments():
+            for row in footer.rows:
+                found[row & ~FAILED] = 1
+        return found.count(1)
+
     def forget(self, segment: str) -> None:
         """Drop a damaged segment: its rows are to do again."""
         self.folder.remove(segment)

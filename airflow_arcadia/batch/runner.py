@@ -115,7 +115,7 @@ class _Run:
         """Rows that a next attempt will find done."""
         if self._job is None:
             return 0
-        return Job(self._job.folder, self._job.manifest, self._job.attempt).done
+        return self._job.committed()
 
     async def run(self) -> BatchSummary:
         spec, place = self._spec, self._ready.place

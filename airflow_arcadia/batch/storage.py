@@ -24,6 +24,7 @@ from airflow_arcadia.exceptions import BatchInputError
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _TEMPORARY = ".tmp-"
+_OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci"})
 
 
 def is_full(error: OSError) -> bool:
@@ -186,8 +187,19 @@ class RemoteFolder:
         return Path(self._work.name)
 
     def create(self) -> None:
-        # Object stores have no folders; others need them.
-        self._fs.makedirs(self._path, exist_ok=True)
+        # Object stores have no folders, and would make a bucket out of a misspelt name.
+        if not self._is_object_store:
+            self._fs.makedirs(self._path, exist_ok=True)
+
+    def missing_bucket(self) -> str | None:
+        """The name of the bucket, if it does not exist."""
+        bucket = self._path.partition("/")[0]
+        return bucket if self._is_object_store and not self._fs.exists(bucket) else None
+
+    @property
+    def _is_object_store(self) -> bool:
+        protocols = self._fs.protocol
+        return bool(_OBJECT_STORES & {*((protocols,) if isinstance(protocols, str) else protocols)})
 
     def names(self) -> list[str]:
         self._fs.invalidate_cache()
