@@ -30,7 +30,7 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": [{"integration-name": noun["worker"], "python-modules": ["airflow_arcadia.hooks.arcadia"]}],
         "operators": rooms("operators", "worker", "ray_cluster", "batch"),
         "sensors": rooms("sensors", "worker", "ray_cluster"),
-        "triggers": rooms("triggers", "worker"),
+        "triggers": rooms("triggers", "worker", "batch"),
         "connection-types": [
             {
                 "connection-type": "arcadia",

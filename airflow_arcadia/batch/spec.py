@@ -144,6 +144,14 @@ class Progress:
     tokens_per_s: float
     eta_s: float | None
 
+    def __str__(self) -> str:
+        """One line for a log."""
+        eta = f"{self.eta_s:.0f} s" if self.eta_s is not None else "unknown"
+        return (
+            f"{self.done} / {self.total} rows ({self.failed} failed), {self.rows_per_s:.1f} rows/s, "
+            f"{self.tokens_per_s:.0f} tokens/s, ETA {eta}"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe form."""
         return dataclasses.asdict(self)

@@ -61,19 +61,8 @@ class WorkerWatch:
         return len(self._lost) == len(self._handles)
 
     def error(self) -> WorkerLostError:
-        """What to raise once all are lost: each with its cause, and the last one's log."""
-        told = []
-        for name, seen in self._lost.items():
-            cause = likely_cause(seen.log_tail) or seen.exit_reason
-            told.append(f"Worker {name} ended while the batch ran{f': {cause}' if cause else ''}.")
-        tail = next(reversed(self._lost.values())).log_tail
-        return WorkerLostError(
-            " ".join(told),
-            still_running="It is no longer running; the rows committed so far are kept.",
-            what_to_do="\n".join(
-                ["Clear the run from launch_worker to go on with the rest. Its last log lines:", *tail]
-            ),
-        )
+        """What to raise once all are lost."""
+        return lost_error(self._lost)
 
     def _run(self) -> None:
         while not self._end.wait(self._interval_s):
@@ -89,3 +78,19 @@ class WorkerWatch:
             return
         if seen.alive is False:
             self._lost[handle.name] = seen
+
+
+def lost_error(lost: Mapping[str, ProcessObservation]) -> WorkerLostError:
+    """The error for workers that are gone, by name: each with its cause, and the last one's log."""
+    told = []
+    for name, seen in lost.items():
+        cause = likely_cause(seen.log_tail) or seen.exit_reason
+        told.append(f"Worker {name} ended while the batch ran{f': {cause}' if cause else ''}.")
+    tail = list(lost.values())[-1].log_tail
+    return WorkerLostError(
+        " ".join(told),
+        still_running="It is no longer running; the rows committed so far are kept.",
+        what_to_do="\n".join(
+            ["Clear the run from launch_worker to go on with the rest. Its last log lines:", *tail]
+        ),
+    )

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from airflow_arcadia.batch import BatchSpec, Endpoint, Progress, check_input, run_batch
+from airflow_arcadia.batch import BatchSpec, BatchSummary, Endpoint, Progress, check_input, run_batch
+from airflow_arcadia.batch.remote import RemoteBatches
 from airflow_arcadia.exceptions import ArcadiaConfigError, BatchError
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry_where_useless
 from airflow_arcadia.launchers.watch import WorkerWatch
+from airflow_arcadia.triggers.batch import ArcadiaBatchInferenceTrigger
 from airflow_arcadia.worker import WorkerHandle
 
 if TYPE_CHECKING:
@@ -21,6 +26,10 @@ if TYPE_CHECKING:
 
 PROGRESS_KEY = "progress"
 """Key in the task state store under which the last :class:`~airflow_arcadia.batch.Progress` is kept."""
+BATCH_KEY = "batch_id"
+"""And the id of a batch that the worker runs."""
+LONGEST_BATCH = timedelta(days=30)
+"""How long to wait for a deferred batch without an ``execution_timeout``."""
 
 
 class ArcadiaBatchInferenceOperator(BaseOperator):
@@ -35,6 +44,9 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
     :param output: URI or path of the answers.
     :param parameters: sampling parameters for rows that do not set their own, e.g. ``max_tokens``.
     :param options: further fields of :class:`~airflow_arcadia.batch.BatchSpec`, e.g. ``max_failed_rows``.
+    :param run_in: ``"task"``: this task sends the rows and holds its slot; ``"worker"``: the worker runs the
+        batch itself (OpenAI's Batch API) and the task defers, so that no slot is held and a restart of
+        Airflow does not touch it. Input and output are then read and written by the worker.
     :param progress_interval: seconds between two lines of progress in the log.
     :param arcadia_conn_id: connection of type ``arcadia``.
     """
@@ -45,6 +57,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         "output_uri",
         "parameters",
         "options",
+        "run_in",
         "arcadia_conn_id",
     )
     template_fields_renderers = {"worker": "json", "parameters": "json", "options": "json"}
@@ -58,12 +71,14 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         output: str,
         parameters: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
+        run_in: str = "task",
         progress_interval: float = 5.0,
         arcadia_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.worker = worker
+        self.run_in = run_in
         self.input = input
         # BaseOperator.output is the task's XCom, so the attribute cannot have the parameter's name.
         self.output_uri = output
@@ -79,6 +94,10 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         handles = [WorkerHandle.from_dict(item) for item in raw]
         with no_retry_where_useless():
             spec = build_spec(self.input, self.output_uri, handles, self.parameters, self.options)
+            if self.run_in == "worker":
+                self._defer_to(handles, spec, context)
+            elif self.run_in != "task":
+                raise ArcadiaConfigError(f"run_in is {self.run_in!r}.", what_to_do="Use 'task' or 'worker'.")
             with WorkerWatch(ArcadiaHook(self.arcadia_conn_id).launchers(), handles) as watch:
                 try:
                     summary = run_batch(
@@ -92,6 +111,43 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
                     if watch.all_lost:
                         raise watch.error() from error
                     raise
+        return self._done(summary)
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Take the trigger's word. Raises when the batch ended before it was done."""
+        if event["failed"]:
+            kind = AirflowException if event["retryable"] else AirflowFailException
+            raise kind(event["failed"])
+        return self._done(BatchSummary(**event["summary"]))
+
+    def on_kill(self) -> None:
+        """Stop at the next committed row; a retry goes on from there."""
+        self._stop.set()
+
+    def _defer_to(self, handles: Sequence[WorkerHandle], spec: BatchSpec, context: Context) -> None:
+        if len(handles) != 1:
+            raise ArcadiaConfigError(
+                f"run_in='worker' takes one worker, not {len(handles)}.",
+                what_to_do="Use run_in='task' for several.",
+            )
+        endpoint = Endpoint(handles[0].url, _read_secret(handles[0].api_key_file))
+        batch_id = asyncio.run(RemoteBatches(endpoint).submit(spec))
+        context["task_state_store"].set(BATCH_KEY, batch_id)
+        self.log.info("%s runs in the worker at %s.", batch_id, handles[0].url)
+        hook = ArcadiaHook(self.arcadia_conn_id)
+        self.defer(
+            trigger=ArcadiaBatchInferenceTrigger(
+                handle=handles[0].to_dict(),
+                batch_id=batch_id,
+                state_dir=str(hook.store.root),
+                worker_python=hook.worker_python,
+                poll_interval=self.progress_interval,
+            ),
+            method_name="execute_complete",
+            timeout=self.execution_timeout or LONGEST_BATCH,
+        )
+
+    def _done(self, summary: BatchSummary) -> dict[str, Any]:
         self.log.info(
             "%d of %d rows answered, %d failed, in %.1f s (%.0f tokens/s): %s",
             summary.ok,
@@ -103,21 +159,8 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         )
         return summary.to_dict()
 
-    def on_kill(self) -> None:
-        """Stop at the next committed row; a retry goes on from there."""
-        self._stop.set()
-
     def _report(self, progress: Progress, handles: Sequence[WorkerHandle], context: Context) -> None:
-        eta = f"{progress.eta_s:.0f} s" if progress.eta_s is not None else "unknown"
-        self.log.info(
-            "%d / %d rows (%d failed), %.1f rows/s, %.0f tokens/s, ETA %s",
-            progress.done,
-            progress.total,
-            progress.failed,
-            progress.rows_per_s,
-            progress.tokens_per_s,
-            eta,
-        )
+        self.log.info("%s", progress)
         context["task_state_store"].set(PROGRESS_KEY, progress.to_dict())
         store = ArcadiaHook(self.arcadia_conn_id).store
         for lease in {handle.lease for handle in handles}:

@@ -29,7 +29,8 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
 
     :param lease: name of the lease to record under (what ``ArcadiaReserveWorkerOperator`` returned).
     :param ray_cluster: index (``RAY_CLUSTER_INDEX``), name, or ``"auto"`` for one with enough free GPUs.
-    :param num_gpus: ``NUMBER_GPUS`` the worker will take.
+    :param num_gpus: ``NUMBER_GPUS`` each worker will take.
+    :param num_workers: how many workers will be placed on it.
     :param model: where given and a local folder, its ``config.json`` is checked against ``num_gpus`` first.
     :param create: ``"if_missing"`` starts a local head where nothing answers at a loopback address.
     :param ray_cluster_spec: for a created head: ``num_gpus`` (logical GPUs) and ``num_cpus``.
@@ -55,6 +56,7 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
         lease: str,
         ray_cluster: int | str = 0,
         num_gpus: int | str = 1,
+        num_workers: int = 1,
         model: str | None = None,
         create: str = "never",
         ray_cluster_spec: Mapping[str, Any] | None = None,
@@ -65,6 +67,7 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
         self.lease = lease
         self.ray_cluster = ray_cluster
         self.num_gpus = num_gpus
+        self.num_workers = num_workers
         self.model = model
         self.create = create
         self.ray_cluster_spec = ray_cluster_spec
@@ -83,7 +86,7 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
             connection = provision(
                 hook.config,
                 self.ray_cluster,
-                num_gpus,
+                num_gpus * self.num_workers,
                 lease=self.lease,
                 store=hook.store,
                 create=self.create,

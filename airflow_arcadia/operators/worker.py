@@ -78,6 +78,7 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
     :param served_model_name: name clients use; by default the last part of ``model``.
     :param launcher: ``"process"``.
     :param port: port to serve on; 0 takes a free one.
+    :param index: number of the worker among several under one lease.
     :param extra_args: words added to vLLM's command line (``EXTRA_ARGS``), as a list or one string.
     :param additional_envs: Arcadia's ``additionalEnvs``: come last and win.
     :param arcadia_conn_id: connection of type ``arcadia``.
@@ -114,6 +115,7 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
         served_model_name: str = "",
         launcher: str = "process",
         port: int = 0,
+        index: int = 0,
         dtype: str = "auto",
         max_model_len: int | str | None = None,
         max_num_seqs: int | str = 256,
@@ -133,6 +135,7 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
         self.served_model_name = served_model_name
         self.launcher = launcher
         self.port = port
+        self.index = index
         self.dtype = dtype
         self.max_model_len = max_model_len
         self.max_num_seqs = max_num_seqs
@@ -160,7 +163,7 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
         """The worker's spec. Raises :class:`ArcadiaConfigError` naming the parameter at fault."""
         envs = {str(key): str(value) for key, value in (self.additional_envs or {}).items()}
         return WorkerSpec(
-            name=self.lease,
+            name=f"{self.lease}-{self.index}" if self.index else self.lease,
             model=self.model,
             served_model_name=self.served_model_name or "",
             num_gpus=parse_num_gpus(envs.get("NUMBER_GPUS", self.num_gpus)),

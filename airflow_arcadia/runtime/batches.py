@@ -92,12 +92,13 @@ class BatchJobs:
         self._batches: dict[str, Batch] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
+        for path in sorted(folder.glob("batch_*.json")) if folder else ():
+            batch = Batch(**json.loads(path.read_text(encoding="utf-8")))
+            self._batches[batch.id] = batch
 
     def resume(self) -> None:
         """Go on with what an earlier process of this worker did not end."""
-        for path in sorted(self._folder.glob("batch_*.json")) if self._folder else ():
-            batch = Batch(**json.loads(path.read_text(encoding="utf-8")))
-            self._batches[batch.id] = batch
+        for batch in self._batches.values():
             if batch.status not in ENDED:
                 say(f"going on with {batch.id}: {batch.spec['output']}")
                 self._start(batch)

@@ -20,7 +20,7 @@ from airflow_arcadia.sensors.worker import DEFAULT_STARTUP_TIMEOUT_S, ArcadiaMod
 
 class ArcadiaWorkerGroup(TaskGroup):
     """Wires reserve (setup) → provision_ray_cluster → launch_worker → model_ready → *your tasks* →
-    teardown_worker (teardown).
+    teardown_worker (teardown). Several workers have a launch_worker_N and a model_ready_N each.
 
     Use it as a context manager and give ``worker.handle`` to the tasks inside. The input of every
     ``ArcadiaBatchInferenceOperator`` that starts inside is checked before anything is launched.
@@ -28,6 +28,7 @@ class ArcadiaWorkerGroup(TaskGroup):
     :param group_id: the group's id; with the DAG and the run it names the worker.
     :param model: path of a model folder, or a repository id the worker's environment can load.
     :param num_gpus: ``NUMBER_GPUS``: above 1 the tensor parallel size, placed on the Ray cluster.
+    :param num_workers: how many equal workers; a batch spreads its rows over all of them.
     :param ray_cluster: index (``RAY_CLUSTER_INDEX``), name, or ``"auto"``.
     :param create: ``"if_missing"`` starts a local Ray head where nothing answers at a loopback address.
     :param ray_cluster_spec: for a created head: ``num_gpus`` (logical GPUs) and ``num_cpus``.
@@ -48,6 +49,7 @@ class ArcadiaWorkerGroup(TaskGroup):
         *,
         model: str,
         num_gpus: int | str = 1,
+        num_workers: int = 1,
         ray_cluster: int | str = 0,
         create: str = "never",
         ray_cluster_spec: Mapping[str, Any] | None = None,
@@ -71,53 +73,66 @@ class ArcadiaWorkerGroup(TaskGroup):
             lease=lease,
             ray_cluster=ray_cluster,
             num_gpus=num_gpus,
+            num_workers=num_workers,
             # Only where the worker is a process here is a path a folder of this machine.
             model=model if launcher == "process" else None,
             create=create,
             ray_cluster_spec=ray_cluster_spec,
             **common,
         )
-        self.launch = ArcadiaLaunchWorkerOperator(
-            task_id="launch_worker",
-            lease=lease,
-            model=model,
-            ray=self.provision.output,  # type: ignore[arg-type]  # an XComArg is rendered to its value
-            num_gpus=num_gpus,
-            launcher=launcher,
-            **common,
-            **(worker_kwargs or {}),
-        )
-        self.ready = ArcadiaModelReadySensor(
-            task_id="model_ready",
-            worker=self.launch.output,  # type: ignore[arg-type]
-            startup_timeout=startup_timeout,
-            poll_interval=poll_interval,
-            deferrable=deferrable,
-            **common,
-        )
+        self.launches: list[ArcadiaLaunchWorkerOperator] = []
+        self.ready: list[ArcadiaModelReadySensor] = []
+        for index in range(num_workers):
+            suffix = f"_{index}" if num_workers > 1 else ""
+            launch = ArcadiaLaunchWorkerOperator(
+                task_id=f"launch_worker{suffix}",
+                lease=lease,
+                model=model,
+                ray=self.provision.output,  # type: ignore[arg-type]  # an XComArg is rendered to its value
+                num_gpus=num_gpus,
+                launcher=launcher,
+                index=index,
+                **common,
+                **(worker_kwargs or {}),
+            )
+            ready = ArcadiaModelReadySensor(
+                task_id=f"model_ready{suffix}",
+                worker=launch.output,  # type: ignore[arg-type]
+                startup_timeout=startup_timeout,
+                poll_interval=poll_interval,
+                deferrable=deferrable,
+                **common,
+            )
+            self.provision >> launch >> ready
+            self.launches.append(launch)
+            self.ready.append(ready)
         self.teardown = ArcadiaTeardownWorkerOperator(
             task_id="teardown_worker", lease=lease, retries=teardown_retries, **common
         )
-        self.reserve >> self.provision >> self.launch >> self.ready
+        self.reserve >> self.provision
 
     @property
     def handle(self) -> Any:
-        """The ready worker's handle, as an XComArg: tasks that use it wait for the model by that alone."""
-        return self.ready.output
+        """The ready worker's handle, as an XComArg: tasks that use it wait for the model by that alone.
+
+        With several workers, the list of all their handles.
+        """
+        handles = [ready.output for ready in self.ready]
+        return handles if len(handles) > 1 else handles[0]
 
     def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
         """Wire the tasks added inside between model_ready and the teardown."""
         super().__exit__(exc_type, exc, traceback)  # type: ignore[no-untyped-call]
         if exc_type is not None:
             return
-        own = {self.reserve, self.provision, self.launch, self.ready, self.teardown}
+        own = {self.reserve, self.provision, *self.launches, *self.ready, self.teardown}
         inside = [task for task in self.iter_tasks() if task not in own]
         ids = {task.task_id for task in inside}
         starts = [task for task in inside if not task.upstream_task_ids & ids]
         ends = [task for task in inside if not task.downstream_task_ids & ids]
         for task in starts:
             self.ready >> task
-        for task in ends or [self.ready]:
+        for task in ends or self.ready:
             task >> self.teardown
         self.teardown.as_teardown(setups=self.reserve, on_failure_fail_dagrun=True)
         self._check_inputs_of(starts)

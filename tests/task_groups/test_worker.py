@@ -75,3 +75,13 @@ def test_a_group_without_tasks_still_tears_down():
 def test_an_error_inside_the_group_is_the_one_that_is_seen():
     with pytest.raises(KeyError, match="mine"), DAG("dag", schedule=None), ArcadiaWorkerGroup("w", model="m"):
         raise KeyError("mine")
+
+
+def test_several_workers_are_launched_side_by_side_and_given_together():
+    dag, worker = make(num_workers=2)
+    for index in (0, 1):
+        assert "provision_ray_cluster" in upstream(dag, f"launch_worker_{index}")
+        assert f"launch_worker_{index}" in upstream(dag, f"model_ready_{index}")
+    assert upstream(dag, "first") == {"model_ready_0", "model_ready_1"}
+    assert len(worker.handle) == 2
+    assert dag.get_task("w.provision_ray_cluster").num_workers == 2
