@@ -37,6 +37,7 @@ class Served:
     store: LeaseStore
     api_key: str | None = None
     before: set[str] = field(default_factory=set)
+    spec: WorkerSpec | None = None
 
     @property
     def url(self) -> str:
@@ -86,6 +87,14 @@ class Served:
         return processes + sorted(set(os.listdir("/dev/shm")) - self.before)
 
 
+def relaunch(worker: Served) -> None:
+    """Launch it again under its lease, as a retry of the task does."""
+    lease = worker.store.read(worker.handle.lease)
+    assert lease is not None
+    assert worker.spec is not None
+    worker.handle = worker.launcher.launch(worker.spec, lease, ray=worker.handle.ray)
+
+
 @contextlib.contextmanager
 def launched(
     root: Path,
@@ -125,7 +134,7 @@ def launched(
     before = set(os.listdir("/dev/shm"))
     lease = store.read(name)
     assert lease is not None
-    served = Served(launcher.launch(whole, lease, ray=ray), launcher, store, api_key, before)
+    served = Served(launcher.launch(whole, lease, ray=ray), launcher, store, api_key, before, whole)
     try:
         yield served
     finally:
