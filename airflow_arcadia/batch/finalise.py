@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,13 +11,18 @@ import orjson
 
 from airflow_arcadia.batch.door import Place
 from airflow_arcadia.batch.job import JOB, Job
-from airflow_arcadia.batch.segments import FAILED, DamagedSegment, SegmentReader
+from airflow_arcadia.batch.segments import FAILED, DamagedSegment, SegmentReader, read_footer
 from airflow_arcadia.batch.spec import BatchSpec, BatchSummary
 from airflow_arcadia.batch.storage import sync, write
+from airflow_arcadia.exceptions import BatchError
 
 _SEGMENT_BITS = 40
 """A row's place is the number of its segment above this many bits, and the offset in it below."""
 _OFFSET_MASK = (1 << _SEGMENT_BITS) - 1
+_NOWHERE = (1 << 64) - 1
+_WINDOW_ROWS = 1 << 18
+"""Rows whose places are known at a time: 2 MiB. Each window reads all footers again."""
+_MOST_WINDOWS = 32
 
 
 def finalise(place: Place, job: Job, summary: BatchSummary, *, keep_segments: bool) -> list[str]:
@@ -27,19 +33,10 @@ def finalise(place: Place, job: Job, summary: BatchSummary, *, keep_segments: bo
 
     :return: damaged segments, by name. Unless there is none, nothing was published and their rows are to do.
     """
-    segments = job.segments()
-    names = {path: name for name, path, _ in segments}
-    locations = array("Q", bytes(8 * job.manifest.rows))
-    for number, (_, _, footer) in enumerate(segments):
-        base = number << _SEGMENT_BITS
-        for row, offset in zip(footer.rows, footer.offsets, strict=True):
-            locations[row if row < FAILED else row - FAILED] = base | offset
     output, errors = job.folder.work / ".tmp-output", job.folder.work / ".tmp-errors"
     try:
-        try:
-            _merge(job, [path for _, path, _ in segments], locations, output, errors)
-        except DamagedSegment as damaged:
-            return [names[damaged.path]]
+        if damaged := _merge(job, output, errors):
+            return damaged
         with job.folder.locked():
             job.check_token()
             if summary.failed:
@@ -85,22 +82,52 @@ def summarise(place: Place, job: Job, spec: BatchSpec, resumed: int) -> BatchSum
     )
 
 
-def _merge(job: Job, paths: list[Path], locations: array[int], output: Path, errors: Path) -> None:
+def _merge(job: Job, output: Path, errors: Path) -> list[str]:
+    """Write both files; the damaged segments that keep it from that."""
+    segments = list(job.segments())
+    paths = [path for _, path in segments]
+    rows = job.manifest.rows
+    step = max(_WINDOW_ROWS, rows // _MOST_WINDOWS + 1)
     reader = SegmentReader(paths)
-    states = job.states
     try:
         with output.open("wb", buffering=1 << 20) as whole, errors.open("wb", buffering=1 << 16) as failed:
-            for row, location in enumerate(locations):
-                line = reader.read(location >> _SEGMENT_BITS, location & _OFFSET_MASK)
-                whole.write(line)
-                whole.write(b"\n")
-                if states[row] == 2:
-                    failed.write(line)
-                    failed.write(b"\n")
+            for first in range(0, rows, step):
+                last = min(first + step, rows)
+                for row, location in enumerate(_locations(paths, first, last), first):
+                    if location == _NOWHERE:
+                        raise BatchError(
+                            f"Row {row + 1} is in no segment any more.",
+                            what_to_do="Run the batch again: it answers what is missing.",
+                            still_running=f"All other rows are kept in {job.folder.uri}.",
+                        )
+                    line = reader.read(location >> _SEGMENT_BITS, location & _OFFSET_MASK)
+                    whole.write(line)
+                    whole.write(b"\n")
+                    if job.states[row] == 2:
+                        failed.write(line)
+                        failed.write(b"\n")
             sync(whole)
             sync(failed)
+    except DamagedSegment as damaged:
+        return [name for name, path in segments if path == damaged.path]
     finally:
         reader.close()
+    return []
+
+
+def _locations(paths: Sequence[Path], first: int, last: int) -> array[int]:
+    """Where the lines of a range of rows are; a row's later segment wins. Raises :class:`DamagedSegment`."""
+    found = array("Q", b"\xff" * (8 * (last - first)))
+    for number, path in enumerate(paths):
+        footer = read_footer(path)
+        if footer is None:
+            raise DamagedSegment(path)
+        base = number << _SEGMENT_BITS
+        for marked, offset in zip(footer.rows, footer.offsets, strict=True):
+            row = marked if marked < FAILED else marked - FAILED
+            if first <= row < last:
+                found[row - first] = base | offset
+    return found
 
 
 def _write_summary(place: Place, job: Job, summary: BatchSummary) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 import orjson
 
 from airflow_arcadia.batch.ordering import read_order
-from airflow_arcadia.batch.segments import FAILED, Counts, Footer, SegmentBuffer, read_footer
+from airflow_arcadia.batch.segments import FAILED, Counts, SegmentBuffer, read_footer
 from airflow_arcadia.batch.spec import BatchSpec
 from airflow_arcadia.batch.storage import Folder, write
 from airflow_arcadia.exceptions import BatchError
@@ -184,21 +184,17 @@ class Job:
                 still_running="The later attempt goes on.",
             )
 
-    def segments(self) -> list[tuple[str, Path, Footer]]:
-        """Name, local path and footer of every segment that counts, oldest first."""
-        found = []
+    def segments(self) -> Iterator[tuple[str, Path]]:
+        """Name and local path of every segment that counts, oldest first."""
         for name in self._segments:
-            path = self.folder.fetch(name)
-            footer = read_footer(path)
-            if footer is not None:
-                found.append((name, path, footer))
-        return found
+            yield name, self.folder.fetch(name)
 
     def committed(self) -> int:
         """Rows in segments that count: those a next attempt will find done."""
         found = bytearray(self.manifest.rows)
-        for _, _, footer in self.segments():
-            for row in footer.rows:
+        for _, path in self.segments():
+            footer = read_footer(path)
+            for row in footer.rows if footer is not None else ():
                 found[row & ~FAILED] = 1
         return found.count(1)
 
@@ -224,7 +220,13 @@ class Job:
         self.states = bytearray(self.manifest.rows)
         self.counts = Counts()
         states = self.states
-        for _, _, footer in self.segments():
+        for name, path in list(self.segments()):
+            footer = read_footer(path)
+            if footer is None:
+                # Torn, so never whole: its rows are to do.
+                self.folder.remove(name)
+                self._segments.remove(name)
+                continue
             self.counts.add(footer.counts)
             for row in footer.rows:
                 if row < FAILED:

@@ -26,8 +26,8 @@ LENGTHS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 409
 
 _KEY = struct.Struct(f">B{len(LENGTHS)}HI")
 """Length class, a hash per length, row number: sorts as bytes."""
-_RUN_ROWS = 32768
-"""Rows sorted in memory at once: about 4 MiB."""
+_RUN_ROWS = 16384
+"""Rows sorted in memory at once: about 2 MiB."""
 _UNKNOWN_LENGTH = 0
 """Class of rows without a limit: they may run longest."""
 

@@ -211,8 +211,8 @@ class _Run:
             if self._error is None:
                 raise
             log.warning("The last answers could not be committed: %s", error)
-        if self._error is not None:
-            raise self._error
+        if reason := self._error or writer.error:
+            raise reason
 
     async def _tick(self, job: Job, writer: SegmentWriter, meter: Meter) -> None:
         """What no answer triggers."""

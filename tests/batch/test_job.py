@@ -41,7 +41,7 @@ def test_an_attempt_thought_dead_cannot_commit_over_its_successor(tmp_path: Path
     with pytest.raises(Superseded, match="Attempt 1"):
         first.commit(buffer_of(1))
     second.commit(buffer_of(1))
-    assert [name for name, _, _ in second.segments()] == ["seg-000001-00000001", "seg-000002-00000001"]
+    assert [name for name, _ in second.segments()] == ["seg-000001-00000001", "seg-000002-00000001"]
 
 
 def test_a_late_segment_of_an_earlier_attempt_never_counts(tmp_path: Path):

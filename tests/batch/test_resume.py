@@ -238,10 +238,13 @@ async def test_an_end_between_output_and_summary_is_made_good(
     assert engine.seen["one"] == 1
 
 
-async def test_a_full_disk_is_said_and_loses_nothing(engine: FakeEngine, write_rows: Write, output: str):
+@pytest.mark.parametrize(("segment_rows", "least"), [(50, 350), (400, 0)])
+async def test_a_full_disk_is_said_and_loses_nothing(
+    engine: FakeEngine, write_rows: Write, output: str, segment_rows: int, least: int
+):
     """RLIMIT_FSIZE makes the kernel refuse more bytes in a file, as a full disk does."""
     rows = [{"prompt": f"row {row} " + "x" * 300} for row in range(400)]
-    options = spec(write_rows(*rows), output)
+    options = spec(write_rows(*rows), output, segment_rows=segment_rows, segment_seconds=60.0)
     script = (
         "import json, resource, sys\n"
         "from airflow_arcadia.batch import BatchSpec, Endpoint, run_batch\n"
@@ -261,10 +264,11 @@ async def test_a_full_disk_is_said_and_loses_nothing(engine: FakeEngine, write_r
         out, _ = await process.communicate()
         return out.decode()
 
-    # Enough for the segments, not for the output.
+    # Enough for short segments and not for the output; not even enough for one long segment.
     said = await run(100_000)
     assert "is full" in said
     held = len(committed(output))
+    assert least <= held <= 400
     assert f"{held} rows are committed" in said
     assert not Path(output).exists()
     engine.seen.clear()
