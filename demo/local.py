@@ -1,4 +1,4 @@
-"""What the demo and the local stack share: where things are, the connection, FastChat's controller, Airflow."""
+"""What the demo and the local stack share: where things are, the connection, the controller, Airflow."""
 
 from __future__ import annotations
 
@@ -89,14 +89,19 @@ def migrate(env: Mapping[str, str], log: Path) -> None:
     home.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         done = subprocess.run(
-            [AIRFLOW, "db", "migrate"], env=env, stdout=output, stderr=output, stdin=subprocess.DEVNULL
+            [AIRFLOW, "db", "migrate"],
+            check=False,
+            env=env,
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
         )
     if done.returncode:
         raise LocalError("airflow db migrate failed:\n" + "\n".join(tail(log)))
 
 
 def start_controller(port: int, owner: str, log: Path) -> ProcessRef:
-    """FastChat's controller, unmodified, marked with ``owner``; it answers :func:`controller_answers` later."""
+    """FastChat's controller, unmodified, marked with ``owner``; :func:`controller_answers` tells when."""
     argv = [str(WORKER_PYTHON), "-m", "fastchat.serve.controller", "--host", "127.0.0.1", "--port", str(port)]
     env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     # It writes controller.log into its working directory.

@@ -82,7 +82,8 @@ def finish(run: Run, at: float) -> Run:
 
 def line_of(rows: Rows) -> str:
     """One line for whoever waits."""
-    return f"{rows.done} / {rows.total} rows ({rows.failed} failed), {rows.rows_per_s:.1f} rows/s, ETA {rows.eta}"
+    rate = f"{rows.rows_per_s:.1f} rows/s"
+    return f"{rows.done} / {rows.total} rows ({rows.failed} failed), {rate}, ETA {rows.eta}"
 
 
 def _over(run: Run, phase: str, at: float, step: str | None = None) -> Run:

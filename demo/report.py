@@ -65,7 +65,7 @@ def answer_of(body: Mapping[str, Any]) -> str:
 def summarise(
     answers: Answers, seen: Seen, phases: Mapping[str, float], left: Sequence[str]
 ) -> dict[str, Any]:
-    """``summary.json``: all of it counted in the output or seen from outside, nothing taken from the request."""
+    """``summary.json``: counted in the output or seen from outside, nothing taken from the request."""
     return {
         "rows": answers.rows,
         "ok": answers.ok,
@@ -93,7 +93,8 @@ def problems(summary: Mapping[str, Any], *, wanted_size: int, model: str, airflo
         found.append(f"{summary['failed']} of {summary['rows']} rows have no answer")
     if summary["tensor_parallel_size"] != wanted_size:
         found.append(
-            f"tensor parallel over {summary['tensor_parallel_size']} Ray workers was seen, not over {wanted_size}"
+            f"tensor parallel over {summary['tensor_parallel_size']} Ray workers was seen, "
+            f"not over {wanted_size}"
         )
     if summary["ray"]["gpus_reserved_while_serving"] != wanted_size:
         found.append(

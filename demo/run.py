@@ -135,7 +135,7 @@ def say(text: str) -> None:
 @contextmanager
 def short_folder() -> Iterator[Path]:
     """A folder with a short path, gone afterwards."""
-    path = Path(tempfile.mkdtemp(prefix="arc-", dir="/tmp"))  # noqa: S108 - short, private (0700) and removed
+    path = Path(tempfile.mkdtemp(prefix="arc-", dir="/tmp"))
     try:
         yield path
     finally:
@@ -154,7 +154,8 @@ def run(options: argparse.Namespace) -> int:
         )
         try:
             say(
-                f"{local.DAG_ID} on {demo.model.name}, {local.NUM_GPUS} GPUs; logs and output in {demo.folder}"
+                f"{local.DAG_ID} on {demo.model.name}, {local.NUM_GPUS} GPUs; "
+                f"logs and output in {demo.folder}"
             )
             env = demo.prepare()
             observer.start()
