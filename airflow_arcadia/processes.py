@@ -160,13 +160,15 @@ def end(ref: ProcessRef | None, lease: str, owned: str | None = None, *, grace_s
 
 def shm_files(pids: Iterable[int]) -> set[str]:
     """Files under /dev/shm that these processes map, as paths."""
+    # By inode: a named semaphore is mapped under a temporary name, which is gone once it has its own.
+    with os.scandir(SHM) as entries:
+        names = {str(entry.inode()): entry.path for entry in entries}
     found: set[str] = set()
-    for pid in pids:
+    for pid in pids if names else ():
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-                _, found_shm, name = line.partition(SHM)
-                if found_shm and not name.endswith(" (deleted)"):
-                    found.add(SHM + name)
+                if SHM in line and (path := names.get(line.split(maxsplit=5)[4])):
+                    found.add(path)
     return found
 
 

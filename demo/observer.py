@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -14,14 +13,14 @@ import requests
 
 from airflow_arcadia.exceptions import RayClusterError
 from airflow_arcadia.lease_store import LeaseStore
-from airflow_arcadia.processes import SHM, find_marked, shm_files
+from airflow_arcadia.processes import find_marked, shm_files
 from airflow_arcadia.ray_cluster.dashboard import ClusterFacts, RayDashboard
+from airflow_arcadia.runtime.shared_memory import ENGINE_FILE
 
 RANK = "RayWorkerProc"
 """Class of the actor that vLLM's Ray executor runs for each tensor-parallel rank."""
 
 INTERVAL_S = 1.0
-_ENGINE_FILE = re.compile(re.escape(SHM) + r"(psm_|.*cpushm_)")
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class Observer:
     def _look(self, seen: Seen) -> Seen:
         leases = seen.leases | set(self.store.names())
         pids = [process.pid for lease in leases for process in find_marked(lease)]
-        files = {path for path in shm_files(pids) if _ENGINE_FILE.match(path)}
+        files = {path for path in shm_files(pids) if ENGINE_FILE.match(path)}
         seen = replace(seen, leases=leases, shm=seen.shm | files)
         serving = self.serving()
         if serving:

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from multiprocessing import shared_memory
+from multiprocessing import get_context, shared_memory
 from pathlib import Path
 
 import psutil
@@ -102,6 +102,14 @@ def test_shared_memory_goes_once_nothing_maps_it():
     assert remove_unmapped_shm([path, "/etc/passwd", "/dev/shm/../etc/passwd"]) == []
     assert not Path(path).exists()
     assert Path("/etc/passwd").exists()
+
+
+def test_a_named_semaphore_is_found_by_what_maps_it():
+    held = get_context("spawn").Lock()
+    path = f"/dev/shm/sem.{held._semlock.name.lstrip('/')}"
+    assert Path(path).exists()
+    assert path in shm_files([os.getpid()])
+    assert remove_unmapped_shm([path]) == [path]
 
 
 def test_the_tail_is_the_last_lines(tmp_path: Path):

@@ -16,7 +16,8 @@ import psutil
 from airflow_arcadia.processes import SHM, remove_unmapped_shm, shm_files
 from airflow_arcadia.runtime.guard import descendants
 
-_ENGINE_FILE = re.compile(re.escape(SHM) + r"(psm_|.*cpushm_)")
+ENGINE_FILE = re.compile(re.escape(SHM) + r"(psm_|.*cpushm_|sem\.mp-)")
+"""Message queues, the CPU build's tensors, and multiprocessing's semaphores."""
 _SCAN_S = 2.0
 _REMOVE_WAIT_S = 3.0  # a rank killed by Ray keeps its mappings for a moment
 
@@ -29,7 +30,8 @@ class EngineSharedMemory:
 
     def __init__(self, record: Path | None) -> None:
         self._record = record
-        self._seen: set[str] = set()
+        # What a worker of the same name left when it was killed is this one's to remove.
+        self._seen = set(record.read_text().splitlines()) if record and record.exists() else set()
         self._next = 0.0
 
     def look(self) -> None:
@@ -66,4 +68,4 @@ class EngineSharedMemory:
 
 
 def _engine_files(files: set[str]) -> set[str]:
-    return {path for path in files if _ENGINE_FILE.match(path)}
+    return {path for path in files if ENGINE_FILE.match(path)}

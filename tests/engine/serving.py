@@ -138,8 +138,8 @@ def launched(
     try:
         yield served
     finally:
-        left = served.end()
-        assert left == []
+        assert served.end() == []
+        assert served.leftovers == []
 
 
 @contextlib.contextmanager
