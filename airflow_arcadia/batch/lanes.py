@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -20,6 +20,7 @@ from airflow_arcadia.batch.failures import (
     judge,
     timed_out,
 )
+from airflow_arcadia.batch.groups import group_body, group_key, split_answer
 from airflow_arcadia.batch.job import Job
 from airflow_arcadia.batch.records import Request, RowError, answer_line, error_line, row_id
 from airflow_arcadia.batch.rows import Rows
@@ -29,6 +30,14 @@ from airflow_arcadia.batch.spec import BatchSpec
 from airflow_arcadia.batch.work import Work, WorkQueue
 from airflow_arcadia.batch.writer import SegmentWriter
 from airflow_arcadia.exceptions import BatchError, BatchInputError
+
+
+class _Asked(NamedTuple):
+    """A row on its way, as it is sent."""
+
+    work: Work
+    identity: str
+    request: Request
 
 
 @dataclass(frozen=True)
@@ -59,33 +68,96 @@ class Lanes:
         while (work := await self.queue.take(server)) is not None:
             if not writer.has_room:
                 await writer.room()
-            await self._answer(work, server)
+            asked = self._read(work)
+            if asked is None:
+                # Many such rows one after the other must not keep the loop from everything else.
+                await asyncio.sleep(0)
+            elif (key := self._group_key(asked)) is None:
+                await self._answer(asked, server)
+            else:
+                await self._answer_group(asked, key, server)
 
-    async def _answer(self, work: Work, server: Server) -> None:
+    def _read(self, work: Work) -> _Asked | None:
+        """The row's request; None when it cannot be sent, which is then written down."""
         line = self.rows.read(work.row)
         identity = row_id(line, work.row, self.job.row_key)
         request = self.shape.parse(line, work.row)
         if isinstance(request, RowError):
             self._fail(work, identity, request)
-            # Many such rows one after the other must not keep the loop from everything else.
-            await asyncio.sleep(0)
-            return
-        outcome = await self._send(server, request.url, orjson.dumps(request.body))
+            return None
+        return _Asked(work, identity, request)
+
+    def _group_key(self, asked: _Asked) -> bytes | None:
+        alone = asked.work.alone or self.spec.rows_per_request == 1
+        return None if alone else group_key(asked.request)
+
+    async def _answer(self, asked: _Asked, server: Server) -> None:
+        outcome = await self._send(server, asked.request.url, orjson.dumps(asked.request.body), 1)
         if isinstance(outcome, Failure):
-            self._take_failure(work, identity, request, outcome, server)
+            self._take_failure(asked, outcome, server)
+        else:
+            self._take_answer(asked, outcome)
+
+    async def _answer_group(self, first: _Asked, key: bytes, server: Server) -> None:
+        """Send the row with others like it, as many as are ready; then one that is not like it."""
+        group, odd = [first], None
+        # The odd one needs room, too.
+        most = min(self.spec.rows_per_request, server.room - 1)
+        while len(group) < most and odd is None:
+            work = self.queue.more()
+            if work is None:
+                break
+            asked = self._read(work)
+            if asked is None:
+                continue
+            if self._group_key(asked) == key:
+                group.append(asked)
+            else:
+                odd = asked
+        if len(group) == 1:
+            await self._answer(first, server)
+        else:
+            body = orjson.dumps(group_body([asked.request for asked in group]))
+            outcome = await self._send(server, first.request.url, body, len(group))
+            self._take_group(group, outcome, server)
+            # This lane may go on with one row where it had several.
+            self.queue.wake(server, len(group) - 1)
+        if odd is not None:
+            await self._answer(odd, server)
+
+    def _take_group(self, group: list[_Asked], outcome: dict[str, Any] | Failure, server: Server) -> None:
+        if isinstance(outcome, Failure):
+            if outcome.retry or outcome.fatal or self.ended():
+                for asked in group:
+                    # If one of them is the reason, the others are not to fail with it again.
+                    asked.work.alone = outcome.code != CONNECTION_LOST
+                    self._take_failure(asked, outcome, server)
+                return
+            answers = None
+        else:
+            answers = split_answer(outcome, len(group))
+        if answers is None:
+            # One of them spoils it for the others, or this server does not take several at all.
+            for asked in group:
+                asked.work.alone = True
+                self.queue.again(asked.work, 0.0)
             return
-        prompt_tokens, completion_tokens = _usage(outcome)
+        for asked, answer in zip(group, answers, strict=True):
+            self._take_answer(asked, answer)
+
+    def _take_answer(self, asked: _Asked, body: dict[str, Any]) -> None:
+        prompt_tokens, completion_tokens = _usage(body)
         self.writer.add(
-            work.row,
-            answer_line(identity, request.custom_id, outcome),
+            asked.work.row,
+            answer_line(asked.identity, asked.request.custom_id, body),
             failed=False,
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
         )
         self.queue.finish()
 
-    async def _send(self, server: Server, url: str, body: bytes) -> dict[str, Any] | Failure:
-        server.in_flight += 1
+    async def _send(self, server: Server, url: str, body: bytes, rows: int) -> dict[str, Any] | Failure:
+        server.in_flight += rows
         server.last_sent = (url, body)
         try:
             response = await server.client.post(url, body)
@@ -95,14 +167,12 @@ class Lanes:
         except AnswerTimeout:
             return timed_out(self.spec.request_timeout_s)
         finally:
-            server.in_flight -= 1
+            server.in_flight -= rows
         server.answered += 1
         return judge(response.status, response.body, response.retry_after)
 
-    def _take_failure(
-        self, work: Work, identity: str, request: Request, failure: Failure, server: Server
-    ) -> None:
-        spec = self.spec
+    def _take_failure(self, asked: _Asked, failure: Failure, server: Server) -> None:
+        spec, work = self.spec, asked.work
         if self.ended():
             # Cut off by the end of the run: no failure of the row.
             self.queue.finish()
@@ -115,7 +185,8 @@ class Lanes:
         work.losses += lost
         work.attempts += not lost
         if is_exhausted(failure, work.attempts, work.losses, spec.max_attempts):
-            self._fail(work, identity, RowError(request.custom_id, failure.code, failure.message))
+            error = RowError(asked.request.custom_id, failure.code, failure.message)
+            self._fail(work, asked.identity, error)
         elif lost:
             # Its server is being probed already; another may take the row at once.
             self.queue.again(work, 0.0)

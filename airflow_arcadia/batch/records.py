@@ -193,6 +193,8 @@ def _normalise(body: dict[str, Any], identity: str) -> dict[str, Any]:
         body["id"] = f"{body['id'].partition('-')[0]}-{identity}"
     if "created" in body:
         body["created"] = 0
+    if "metrics" in body:
+        body["metrics"] = None
     usage = body.get("usage")
     if isinstance(usage, dict) and "prompt_tokens_details" in usage:
         usage["prompt_tokens_details"] = None

@@ -99,7 +99,9 @@ class _Run:
         self, spec: BatchSpec, ready: Ready, endpoints: Sequence[Endpoint], should_stop: Callable[[], bool]
     ) -> None:
         self._spec, self._ready, self._should_stop = spec, ready, should_stop
-        self._servers = [Server(endpoint, self._server_came_up, self._end) for endpoint in endpoints]
+        self._servers = [
+            Server(endpoint, spec.max_in_flight, self._server_came_up, self._end) for endpoint in endpoints
+        ]
         self._error: BaseException | None = None
         self._queue: WorkQueue | None = None
         self._model = spec.model

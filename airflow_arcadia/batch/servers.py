@@ -23,12 +23,17 @@ _PROBE_FIRST, _PROBE_LONGEST = 0.1, 2.0
 class Server:
     """One endpoint. It counts as down until it has listed its models.
 
+    :param most_in_flight: rows it may have at once.
     :param changed: called when it came up.
     :param failed: called with an error that no waiting mends.
     """
 
     def __init__(
-        self, endpoint: Endpoint, changed: Callable[[], None], failed: Callable[[ArcadiaError], None]
+        self,
+        endpoint: Endpoint,
+        most_in_flight: int,
+        changed: Callable[[], None],
+        failed: Callable[[ArcadiaError], None],
     ) -> None:
         self.url = endpoint.url
         self.client = HttpClient(endpoint.url, endpoint.api_key)
@@ -36,12 +41,19 @@ class Server:
         self.up = False
         self.why_down = "it was not reached yet"
         self.in_flight = 0
+        """Rows sent and not yet answered."""
+        self._most_in_flight = most_in_flight
         self.answered = 0
         self.last_sent: tuple[str, bytes] | None = None
         """Path and body of a row it was given."""
         self._canary_seconds: float | None = None
         self._changed, self._failed = changed, failed
         self._probe: asyncio.Task[None] | None = None
+
+    @property
+    def room(self) -> int:
+        """How many more rows it may be given now."""
+        return self._most_in_flight - self.in_flight if self.up else 0
 
     def suspect(self, reason: str) -> None:
         """Send it nothing until it lists its models again."""

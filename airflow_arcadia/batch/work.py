@@ -13,12 +13,14 @@ from airflow_arcadia.batch.servers import Server
 class Work:
     """A row on its way."""
 
-    __slots__ = ("attempts", "losses", "row")
+    __slots__ = ("alone", "attempts", "losses", "row")
 
     def __init__(self, row: int) -> None:
         self.row = row
         self.attempts = 0
         self.losses = 0
+        self.alone = False
+        """To be sent without others: with them it failed."""
 
 
 class WorkQueue:
@@ -39,7 +41,7 @@ class WorkQueue:
     async def take(self, server: Server) -> Work | None:
         """The next row for a lane of this server, as soon as there is one; None when all are done."""
         while not self._stopped:
-            work = self._next() if server.up else None
+            work = self._next() if server.room > 0 else None
             if work is not None:
                 self._running += 1
                 return work
@@ -50,6 +52,12 @@ class WorkQueue:
             self._waiting.setdefault(server, deque()).append(future)
             await future
         return None
+
+    def more(self) -> Work | None:
+        """Another row, if one is ready now, for a lane that holds one."""
+        work = None if self._stopped else self._next()
+        self._running += work is not None
+        return work
 
     def finish(self) -> None:
         """A row that was taken needs no more work."""
@@ -70,6 +78,10 @@ class WorkQueue:
         self._stopped = True
         self.wake_all()
 
+    def wake(self, server: Server, lanes: int) -> None:
+        """Let so many waiting lanes of the server look again: it has room."""
+        _wake(self._waiting.get(server, deque()), lanes)
+
     def wake_all(self) -> None:
         """Let every waiting lane look again."""
         for waiting in self._waiting.values():
@@ -88,7 +100,7 @@ class WorkQueue:
     def _wake_one(self) -> None:
         # The server with most lanes free has least to do.
         for server in sorted(self._waiting, key=lambda server: -len(self._waiting[server])):
-            if server.up and _wake(self._waiting[server], 1):
+            if server.room > 0 and _wake(self._waiting[server], 1):
                 return
 
 

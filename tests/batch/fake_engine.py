@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -29,6 +30,9 @@ class FakeEngine:
         self.held: asyncio.Event | None = None
         """While set and not fired, no row is answered."""
         self.delay = 0.0
+        self.takes_lists = True
+        self.most_prompts = 0
+        """Prompts in the longest list so far."""
         self.running = 0
         self.most_running = 0
         self.tokens = 0
@@ -93,6 +97,8 @@ class FakeEngine:
             self.running -= 1
 
     async def _generate(self, request: web.Request, body: dict[str, Any]) -> web.Response:
+        if isinstance(body.get("prompt"), list):
+            return await self._generate_all(request, body)
         text = _text(body)
         self.seen[text] += 1
         if self.held is not None:
@@ -113,6 +119,22 @@ class FakeEngine:
         self.tokens += 3
         return web.json_response(self._body(request.path, body, text, words))
 
+    async def _generate_all(self, request: web.Request, body: dict[str, Any]) -> web.Response:
+        """A list of prompts: one choice each, and the usage of all."""
+        if not self.takes_lists:
+            return _error(400, "prompt must be a string")
+        self.most_prompts = max(self.most_prompts, len(body["prompt"]))
+        choices, usage = [], Counter[str]()
+        for index, prompt in enumerate(body["prompt"]):
+            answer = await self._generate(request, {**body, "prompt": prompt})
+            one = json.loads(answer.text or "")
+            if answer.status != 200:
+                return answer
+            tokens = {"token_ids": [0] * 3, "prompt_token_ids": [0] * one["usage"]["prompt_tokens"]}
+            choices.append({**one["choices"][0], "index": index, **tokens})
+            usage.update(one["usage"])
+        return web.json_response({**one, "choices": choices[::-1], "usage": usage})
+
     def _body(self, path: str, body: dict[str, Any], text: str, words: int) -> dict[str, Any]:
         answer = text.upper()
         usage = {"prompt_tokens": words, "completion_tokens": 3, "total_tokens": words + 3}
@@ -127,7 +149,8 @@ class FakeEngine:
                 "finish_reason": "stop",
             }
             return {**common, "object": "chat.completion", "choices": [choice], "usage": usage}
-        choice = {"index": 0, "text": answer, "finish_reason": "stop"}
+        nothing = {"token_ids": None, "prompt_token_ids": None}
+        choice = {"index": 0, "text": answer, "finish_reason": "stop", **nothing}
         return {**common, "object": "text_completion", "choices": [choice], "usage": usage}
 
 

@@ -22,12 +22,8 @@ Write = Callable[..., str]
 
 
 def spec(input: str, output: str, **options: Any) -> BatchSpec:
-    return BatchSpec(
-        input,
-        output,
-        "tiny",
-        **{"segment_seconds": 0.05, "retry_base_s": 0.01, "ordering": "input", **options},
-    )
+    defaults = {"segment_seconds": 0.05, "retry_base_s": 0.01, "ordering": "input", "rows_per_request": 1}
+    return BatchSpec(input, output, "tiny", **{**defaults, **options})
 
 
 def some_rows(count: int) -> list[Any]:

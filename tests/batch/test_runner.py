@@ -15,7 +15,8 @@ Write = Callable[..., str]
 
 
 def spec(input: str, output: str, **options: Any) -> BatchSpec:
-    return BatchSpec(input, output, "tiny", **{"retry_base_s": 0.01, "endpoint_timeout_s": 20.0, **options})
+    defaults = {"retry_base_s": 0.01, "endpoint_timeout_s": 20.0, "rows_per_request": 1}
+    return BatchSpec(input, output, "tiny", **{**defaults, **options})
 
 
 async def test_rows_of_every_form_are_answered_in_the_inputs_order(
