@@ -268,7 +268,6 @@ def versions() -> dict[str, str]:
         ),
         platform.processor(),
     )
-    import os
 
     names = ("vllm", "torch", "ray")
     return {

@@ -1,7 +1,7 @@
 """vLLM without us, for comparison: ``LLM.chat`` offline, and ``vllm run-batch``.
 
-Run by the worker's Python: ``python -m benchmarks.vllm_modes MODE MODEL ROWS OUTPUT LIMIT…``, the limits being
-the server's own flags. The engine is built once; each line on standard input runs the batch once more and
+Run by the worker's Python: ``python -m benchmarks.vllm_modes MODE MODEL ROWS OUTPUT FLAG…``; the flags are
+the server's own. The engine is built once; each line on standard input runs the batch once more and
 answers with its seconds as JSON.
 """
 

@@ -218,7 +218,8 @@ def build_spec(
             model=models[0] if models else "",
             # A form leaves what was not filled in as null: that means "the model's own default".
             parameters={key: value for key, value in (parameters or {}).items() if value is not None},
-            **dict(options or {}),
+            # For the cost line; an option of the user's wins.
+            **{"num_gpus": sum(handle.num_gpus for handle in handles), **(options or {})},
         )
     except TypeError as error:
         raise ArcadiaConfigError(

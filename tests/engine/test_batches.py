@@ -161,6 +161,22 @@ def test_a_cancelled_batch_keeps_what_is_committed_and_can_be_gone_on_with(
     assert (folder / "cancelled.jsonl").read_bytes() == undisturbed
 
 
+def test_structured_output_and_parameters_of_a_row_reach_the_engine(worker: Served, folder: Path):
+    schema = {"name": "verdict", "schema": {"type": "string", "enum": ["yes", "no"]}}
+    message = {"role": "user", "content": "Is it?"}
+    rows = [
+        {"messages": [message], "response_format": {"type": "json_schema", "json_schema": schema}},
+        {"messages": [message], "max_tokens": 3, "min_tokens": 3},
+    ]
+    (folder / "structured.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = spec(str(folder / "structured.jsonl"), folder / "structured-out.jsonl")
+    assert run_batch(job, [Endpoint(worker.url, KEY)]).failed == 0
+    answers = [json.loads(line) for line in (folder / "structured-out.jsonl").read_text().splitlines()]
+    bodies = [answer["response"]["body"] for answer in answers]
+    assert json.loads(bodies[0]["choices"][0]["message"]["content"]) in {"yes", "no"}
+    assert bodies[1]["usage"]["completion_tokens"] == 3
+
+
 def test_a_request_that_makes_no_sense_is_refused(worker: Served):
     for body in ({}, {"input_file_id": "a", "options": {"no_such": 1}}, ["a"]):
         assert worker.post("/v1/batches", body).status_code == 400
