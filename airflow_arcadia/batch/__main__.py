@@ -82,6 +82,7 @@ def _spec(options: argparse.Namespace) -> BatchSpec:
         parameters=parameters,
         limit=options.limit,
         max_in_flight=options.max_in_flight,
+        rows_per_request=options.rows_per_request,
         max_attempts=options.max_attempts,
         endpoint_timeout_s=options.endpoint_timeout,
         max_failed_rows=options.max_failed_rows,
@@ -171,6 +172,13 @@ def _parser() -> argparse.ArgumentParser:
     limits = run.add_argument_group("limits")
     limits.add_argument(
         "--max-in-flight", type=int, default=512, metavar="N", help="rows in flight per endpoint"
+    )
+    limits.add_argument(
+        "--rows-per-request",
+        type=int,
+        default=8,
+        metavar="N",
+        help="completions that differ only in the prompt, in one request",
     )
     limits.add_argument("--max-attempts", type=int, default=5, metavar="N", help="attempts per row")
     limits.add_argument("--endpoint-timeout", type=float, default=600.0, metavar="SECONDS")

@@ -19,6 +19,7 @@ from airflow_arcadia.batch.ordering import order_ready, write_order
 from airflow_arcadia.batch.rows import Rows
 from airflow_arcadia.batch.servers import Server, choose_model, end_tasks, unreachable
 from airflow_arcadia.batch.shape import Shape
+from airflow_arcadia.batch.source import locate
 from airflow_arcadia.batch.spec import BatchSpec, BatchSummary, Endpoint, Progress
 from airflow_arcadia.batch.storage import is_full
 from airflow_arcadia.batch.watch import watch
@@ -128,6 +129,7 @@ class _Run:
             resumed = job.done
             while True:
                 await self._answer_pending(job)
+                await asyncio.to_thread(self._check_unchanged)
                 summary = summarise(place, job, spec, resumed)
                 damaged = await asyncio.to_thread(
                     finalise, place, job, summary, keep_segments=spec.keep_segments
@@ -140,6 +142,18 @@ class _Run:
         finally:
             for server in self._servers:
                 await server.close()
+
+    def _check_unchanged(self) -> None:
+        """Rows are read where the scan found them: in a file that changed since, they are other rows."""
+        if self._ready.rows.parent == self._ready.place.parts.work:
+            # Read from a copy of its own.
+            return
+        if locate(self._spec).stamp != self._ready.manifest.stamp:
+            raise BatchInputError(
+                f"The input {self._spec.input} changed while its rows were answered.",
+                what_to_do="Run the batch again with on_change='restart'.",
+                still_running=f"What was committed is kept in {self._ready.place.parts.uri}.",
+            )
 
     async def _reach_servers(self) -> None:
         began = time.monotonic()

@@ -181,6 +181,18 @@ async def test_touching_the_input_changes_nothing(engine: FakeEngine, write_rows
     assert (await run_batch_async(options, [Endpoint(engine.url)])).resumed_rows > 0
 
 
+async def test_an_input_that_changes_meanwhile_is_said(engine: FakeEngine, write_rows: Write, output: str):
+    engine.held = asyncio.Event()
+    rows = [{"prompt": f"row {row}"} for row in range(20)]
+    running = asyncio.create_task(run_batch_async(spec(write_rows(*rows), output), [Endpoint(engine.url)]))
+    await until(lambda: engine.running == 20)
+    write_rows(*rows, {"prompt": "one more"})
+    engine.held.set()
+    with pytest.raises(BatchInputError, match="changed while its rows were answered"):
+        await running
+    assert not Path(output).exists()
+
+
 async def test_only_the_failed_rows_are_sent_again(engine: FakeEngine, write_rows: Write, output: str):
     rows = [{"prompt": f"row {row}"} for row in range(20)]
     engine.failing = {"row 3": [500] * 5, "row 9": [500] * 10}
@@ -234,13 +246,15 @@ async def test_an_end_between_output_and_summary_is_made_good(
     assert engine.seen["one"] == 1
 
 
-@pytest.mark.parametrize(("segment_rows", "least"), [(50, 350), (400, 0)])
+@pytest.mark.parametrize(("segment_rows", "least"), [(50, 300), (400, 0)])
 async def test_a_full_disk_is_said_and_loses_nothing(
     engine: FakeEngine, write_rows: Write, output: str, segment_rows: int, least: int
 ):
     """RLIMIT_FSIZE makes the kernel refuse more bytes in a file, as a full disk does."""
     rows = [{"prompt": f"row {row} " + "x" * 300} for row in range(400)]
-    options = spec(write_rows(*rows), output, segment_rows=segment_rows, segment_seconds=60.0)
+    options = spec(
+        write_rows(*rows), output, segment_rows=segment_rows, segment_seconds=60.0, max_in_flight=16
+    )
     script = (
         "import json, resource, sys\n"
         "from airflow_arcadia.batch import BatchSpec, Endpoint, run_batch\n"
