@@ -237,7 +237,10 @@ def _alternate(ways: dict[str, Callable[[int], float]], rounds: int) -> dict[str
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     # The first round warms up and does not count.
     for number in range(rounds + 1):
-        for name, way in ways.items():
+        # Each round begins with another way: coming first or last after a pause is no one's advantage.
+        order = list(ways)
+        for name in [*order[number % len(order) :], *order[: number % len(order)]]:
+            way = ways[name]
             took = way(number)
             print(f"round {number}: {name:>12} {took:6.2f} s", flush=True)
             if number:

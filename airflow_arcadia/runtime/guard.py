@@ -22,6 +22,7 @@ from airflow_arcadia.lease_store import read_lease_file
 
 POLL_S = 0.2
 LEASE_POLL_S = 5.0
+LOOK_S = 2.0
 KILL_WAIT_S = 5.0
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _PR_SET_CHILD_SUBREAPER = 36
@@ -103,12 +104,17 @@ def watch(
     child: subprocess.Popen[bytes],
     stop: StopSignal,
     lease_file: str | None,
-    every_poll: Callable[[], None] = lambda: None,
+    look_after: Callable[[], None] = lambda: None,
 ) -> str | None:
-    """Block until the child ends (None), or until it must be ended (the reason)."""
-    next_lease = 0.0
+    """Block until the child ends (None), or until it must be ended (the reason).
+
+    :param look_after: called every few seconds meanwhile.
+    """
+    next_lease = next_look = 0.0
     while child.poll() is None:
-        every_poll()
+        if time.monotonic() >= next_look:
+            look_after()
+            next_look = time.monotonic() + LOOK_S
         if stop.received:
             return f"{stop.received} received"
         if time.monotonic() >= next_lease:

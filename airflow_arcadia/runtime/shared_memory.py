@@ -18,7 +18,6 @@ from airflow_arcadia.runtime.guard import descendants
 
 ENGINE_FILE = re.compile(re.escape(SHM) + r"(psm_|.*cpushm_|sem\.mp-)")
 """Message queues, the CPU build's tensors, and multiprocessing's semaphores."""
-_SCAN_S = 2.0
 _REMOVE_WAIT_S = 3.0  # a rank killed by Ray keeps its mappings for a moment
 
 
@@ -32,13 +31,9 @@ class EngineSharedMemory:
         self._record = record
         # What a worker of the same name left when it was killed is this one's to remove.
         self._seen = set(record.read_text().splitlines()) if record and record.exists() else set()
-        self._next = 0.0
 
     def look(self) -> None:
-        """See what the engine maps now; called in a loop, looks every few seconds."""
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + _SCAN_S
+        """See what the engine maps now."""
         own = _engine_files(shm_files(process.pid for process in descendants()))
         if own <= self._seen and self._seen:
             return
