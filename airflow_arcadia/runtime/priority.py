@@ -1,8 +1,8 @@
 """Keep an engine that waits by spinning from starving the server in front of it.
 
-vLLM's engine core and its CPU ranks poll without rest. On a machine with few CPUs the server's own threads then
+vLLM's engine core and its CPU ranks poll without rest. Where CPUs are few, the server's own threads then
 wait so long for one that requests reach the engine one at a time (measured on 2 CPUs: 1,024 rows in 5 s, or
-now and then in 30 to 60 s). A lower priority of the engine costs it nothing while the server has nothing to do.
+now and then in 30 to 60 s). A lower priority costs the engine nothing while the server has nothing to do.
 """
 
 from __future__ import annotations
