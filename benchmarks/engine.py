@@ -46,8 +46,8 @@ ROWS, TOKENS, PLAIN_IN_FLIGHT = 1024, 32, 256
 MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS, MAX_MODEL_LEN = 256, 8192, 1024
 KV_CACHE = 512 * 2**20
 PARAMETERS = {"max_tokens": TOKENS, "temperature": 0.0, "ignore_eos": True}
-PREFIX_GROUPS, PREFIX_ROWS, PREFIX_WORDS, PREFIX_TOKENS = 48, 16, 220, 4
-PREFIX_KV_CACHE = 24 * 2**20
+PREFIX_GROUPS, PREFIX_ROWS, PREFIX_WORDS, PREFIX_TOKENS = 48, 16, 480, 4
+PREFIX_KV_CACHE = 16 * 2**20
 """Bytes that hold some of the prefixes at a time, not all: otherwise the order would not matter."""
 
 
