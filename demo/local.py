@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import yaml
 from airflow_arcadia.launchers.process import ProcessLauncher
 from airflow_arcadia.launchers.teardown import teardown
 from airflow_arcadia.lease_store import LeaseStore
+from airflow_arcadia.ports import free_port
 from airflow_arcadia.processes import ProcessRef, is_alive, mark, spawn, tail
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,14 +41,10 @@ class LocalError(Exception):
 
 def free_ports(number: int) -> list[int]:
     """Different ports of this machine's loopback address that nothing listens on now."""
-    probes = [socket.socket() for _ in range(number)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+    ports: set[int] = set()
+    while len(ports) < number:
+        ports.add(free_port())
+    return list(ports)
 
 
 def write_arcadia_config(path: Path, *, controller: int, gcs: int, dashboard: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import psutil
 from airflow_arcadia.exceptions import ArcadiaConfigError, WorkerError
 from airflow_arcadia.lease import Lease, Owned
 from airflow_arcadia.lease_store import LeaseStore
+from airflow_arcadia.ports import free_port, require_free
 from airflow_arcadia.processes import (
     ProcessRef,
     end,
@@ -137,23 +137,24 @@ def _ref(where: Mapping[str, Any]) -> ProcessRef | None:
 
 
 def _free_port(host: str, port: int) -> int:
-    """``port`` if nothing listens there, a free one for 0. Raises :class:`WorkerError` naming the holder."""
-    with socket.socket() as probe:
-        # As the server does: a closed connection's TIME_WAIT does not make a port taken.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise WorkerError(
-                f"The worker cannot listen on {host}:{port}: {error.strerror}{_holder(port)}.",
-                what_to_do="Choose another port, or 0 for any free one.",
-            ) from error
-        return int(probe.getsockname()[1])
+    """``port`` if nothing has it, a free one for 0. Raises :class:`WorkerError` naming the holder."""
+    try:
+        return require_free(host, port) if port else free_port(host)
+    except OSError as error:
+        raise WorkerError(
+            f"The worker cannot listen on {host}:{port}: {error.strerror}{_holder(port)}.",
+            what_to_do="Choose another port, or 0 for any free one.",
+        ) from error
 
 
 def _holder(port: int) -> str:
     with contextlib.suppress(psutil.Error, OSError):
         for connection in psutil.net_connections("tcp"):
-            if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
-                return f", held by process {connection.pid}" if connection.pid else ""
+            if connection.laddr and connection.laddr.port == port and connection.pid:
+                what = (
+                    ""
+                    if connection.status == psutil.CONN_LISTEN
+                    else f" for a connection ({connection.status})"
+                )
+                return f", held by process {connection.pid}{what}"
     return ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from airflow_arcadia.config import RayCluster
 from airflow_arcadia.exceptions import ArcadiaConfigError, RayClusterError
 from airflow_arcadia.lease import Owned
 from airflow_arcadia.lease_store import LeaseStore
+from airflow_arcadia.ports import free_port
 from airflow_arcadia.processes import ProcessRef, end, is_alive, mark, spawn, tail, worker_environment
 
 LAUNCHER = "local_head"
@@ -69,7 +69,7 @@ def head_argv(
     argv += [f"--num-gpus={num_gpus}", f"--num-cpus={num_cpus or 2 * num_gpus}"]
     # 0 lets the kernel choose; Ray's default worker range may hold a port named above.
     argv += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
-    argv += [f"--ray-client-server-port={_free_port(host)}"]
+    argv += [f"--ray-client-server-port={free_port(host)}"]
     return argv if temp_dir is None else [*argv, f"--temp-dir={temp_dir}"]
 
 
@@ -95,9 +95,3 @@ def _temp_dir(directory: Path) -> str | None:
     """Where Ray keeps its session: under the lease, if the sockets' paths are short enough there."""
     path = str((directory / "ray").resolve())
     return path if len(path) + _RAY_SOCKET_SUFFIX <= _SOCKET_PATH_LIMIT else None
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])

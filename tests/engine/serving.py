@@ -19,10 +19,11 @@ from airflow_arcadia.launchers.process import ProcessLauncher
 from airflow_arcadia.launchers.teardown import teardown
 from airflow_arcadia.lease import Identity
 from airflow_arcadia.lease_store import LeaseStore
+from airflow_arcadia.ports import free_port
 from airflow_arcadia.processes import find_marked
 from airflow_arcadia.readiness import Ready, Waiting, decide
 from airflow_arcadia.worker import RayConnection, WorkerHandle, WorkerSpec
-from tests.conftest import free_port, wait_for
+from tests.conftest import wait_for
 
 TINY_ENGINE = ("--enforce-eager", "--kv-cache-memory-bytes", "268435456")
 STARTUP_TIMEOUT_S = 240.0

@@ -23,9 +23,10 @@ from airflow_arcadia.batch import BatchSpec, Endpoint, run_batch
 from airflow_arcadia.batch.remote import RemoteBatches
 from airflow_arcadia.batch.segments import FAILED, read_footer
 from airflow_arcadia.lease_store import LeaseStore
+from airflow_arcadia.ports import free_port
 from airflow_arcadia.ray_cluster.provision import provision
 from airflow_arcadia.readiness import Ready
-from tests.conftest import ROOT, free_port, wait_for
+from tests.conftest import ROOT, wait_for
 from tests.engine.serving import Served, relaunch, served
 from tests.ray_cluster.real_ray import real_ray
 

@@ -17,11 +17,12 @@ import pytest
 import requests
 
 from airflow_arcadia.config import ArcadiaConfig
+from airflow_arcadia.ports import free_port
 from airflow_arcadia.ray_cluster.dashboard import ClusterFacts, RayDashboard
 from airflow_arcadia.ray_cluster.provision import provision
 from airflow_arcadia.readiness import Failed, Ready, Waiting
 from airflow_arcadia.worker import RayConnection
-from tests.conftest import free_port, wait_for
+from tests.conftest import wait_for
 from tests.engine.serving import Served, fastchat, launched, served
 from tests.ray_cluster.real_ray import RealRay, real_ray
 

@@ -11,9 +11,9 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from airflow_arcadia.launchers.observe import observe
+from airflow_arcadia.ports import free_port
 from airflow_arcadia.readiness import Observation, ProcessObservation
 from airflow_arcadia.worker import WorkerHandle
-from tests.conftest import free_port
 
 
 class Server:

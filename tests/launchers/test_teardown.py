@@ -13,8 +13,8 @@ from airflow_arcadia.launchers.process import ProcessLauncher
 from airflow_arcadia.launchers.teardown import teardown
 from airflow_arcadia.lease import Lease, Owned
 from airflow_arcadia.lease_store import LeaseStore
+from airflow_arcadia.ports import free_port
 from airflow_arcadia.processes import find_marked, is_alive, mark, spawn
-from tests.conftest import free_port
 
 SLEEP = ["/bin/sleep", "600"]
 

@@ -13,9 +13,9 @@ import yaml
 from airflow_arcadia.config import ArcadiaConfig, RayCluster
 from airflow_arcadia.lease import Identity
 from airflow_arcadia.lease_store import LeaseStore
+from airflow_arcadia.ports import free_port
 from airflow_arcadia.ray_cluster import local
 from airflow_arcadia.ray_cluster.provision import wait_for_head
-from tests.conftest import free_port
 
 
 @dataclass(frozen=True)

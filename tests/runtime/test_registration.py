@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from airflow_arcadia.ports import free_port
 from airflow_arcadia.runtime import registration
 from airflow_arcadia.runtime.registration import HEARTBEAT_S, RETRY_S, Registration, State, Step
-from tests.conftest import free_port
 
 WORKER = "http://127.0.0.1:21002"
 
