@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 from kubernetes import client, config  # noqa: TID253 - the test's own look at the cluster
 
-from tests.conftest import ROOT, free_port, wait_for
+from airflow_arcadia.ports import free_port
+from tests.conftest import ROOT, wait_for
 from tests.kubernetes.api.server import ApiServer
 from tests.kubernetes.kubelet.kubelet import Kubelet
 

@@ -28,7 +28,7 @@ class PodWorker:
         self.kubelet = kubelet
         self.pod = pod
         self.uid: str = pod["metadata"]["uid"]
-        self.phase = "Pending"
+        self._over = False
         self.reason: str | None = None
         self.message = ""
         self.ending = asyncio.Event()
@@ -47,6 +47,15 @@ class PodWorker:
         meta = self.pod["metadata"]
         return f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}"
 
+    @property
+    def phase(self) -> str:
+        """As the real kubelet reads it off the containers."""
+        if self._over:
+            bad = self.reason or any(c.exit_code != 0 for c in [*self.init, *self.main])
+            return "Failed" if bad else "Succeeded"
+        waiting = any("waiting" in c.state and not c.last_state for c in self.main)
+        return "Pending" if waiting or any(c.exit_code != 0 for c in self.init) else "Running"
+
     async def run(self) -> None:
         """Until the pod is deleted."""
         telling = asyncio.create_task(self._tell_changes())
@@ -59,8 +68,7 @@ class PodWorker:
         if not body.done():
             await self._stop()
             await body
-        if self.reason:
-            self.phase = "Failed"
+        self._over = True
         telling.cancel()
         await self._tell()
         while not self.pod["metadata"].get("deletionTimestamp"):
@@ -95,14 +103,12 @@ class PodWorker:
         while not await self._volumes_are_made():
             if await self._ends_within(_RETRY_S):
                 return
-        for container in self.init:
-            if await self._run(container, "Never"):
-                self.phase = "Failed"
-                return
-        self.phase = "Running"
         policy = self.pod["spec"]["restartPolicy"]
-        codes = await asyncio.gather(*(self._run(c, policy) for c in self.main))
-        self.phase = "Failed" if any(codes) else "Succeeded"
+        for container in self.init:
+            # Init containers that end well are not run again, whatever the pod's policy.
+            if await self._run(container, "Never" if policy == "Never" else "OnFailure"):
+                return
+        await asyncio.gather(*(self._run(c, policy) for c in self.main))
 
     async def _volumes_are_made(self) -> bool:
         try:
