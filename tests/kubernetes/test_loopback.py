@@ -140,7 +140,7 @@ def test_what_an_owner_owned_goes_with_it_and_an_absent_owner_owns_nothing_for_l
         ({"activeDeadlineSeconds": "60"}, "cannot unmarshal str"),
         ({"restartPolicy": "Sometimes"}, "Unsupported value"),
         ({"volumes": [{"emptyDir": {}}]}, "spec.volumes[0].name: Required value"),
-        ({"container": {"resources": {"limits": {"cpu": "lots"}}}}, "Invalid value"),
+        ({"container": {"resources": {"limits": {"cpu": "lots"}}}}, "quantities must match"),
         ({"container": {"volumeMounts": [{"name": "x", "mountPath": "/x"}]}}, 'Not found: "x"'),
     ],
 )
