@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +35,8 @@ from airflow_arcadia.worker import RayConnection, WorkerHandle, WorkerSpec
 
 RUNTIME = "airflow_arcadia.runtime"
 LOG_LINES = 40  # a traceback of vLLM's with the lines before it
+_PORT_WAIT_S = 10.0
+_PORT_POLL_S = 0.1
 
 
 class ProcessLauncher:
@@ -138,13 +142,19 @@ def _ref(where: Mapping[str, Any]) -> ProcessRef | None:
 
 def _free_port(host: str, port: int) -> int:
     """``port`` if nothing has it, a free one for 0. Raises :class:`WorkerError` naming the holder."""
-    try:
-        return require_free(host, port) if port else free_port(host)
-    except OSError as error:
-        raise WorkerError(
-            f"The worker cannot listen on {host}:{port}: {error.strerror}{_holder(port)}.",
-            what_to_do="Choose another port, or 0 for any free one.",
-        ) from error
+    deadline = time.monotonic() + _PORT_WAIT_S
+    while True:
+        try:
+            return require_free(host, port) if port else free_port(host)
+        except OSError as error:
+            holder = _holder(port)
+            # Held by nobody that lives: the threads of a killed worker that have not all ended yet.
+            if error.errno != errno.EADDRINUSE or holder or time.monotonic() > deadline:
+                raise WorkerError(
+                    f"The worker cannot listen on {host}:{port}: {error.strerror}{holder}.",
+                    what_to_do="Choose another port, or 0 for any free one.",
+                ) from error
+            time.sleep(_PORT_POLL_S)
 
 
 def _holder(port: int) -> str:
