@@ -88,11 +88,9 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
                 self.ray_cluster,
                 num_gpus * self.num_workers,
                 lease=self.lease,
-                store=hook.store,
+                site=hook.site(self.lease),
                 create=self.create,
                 ray_cluster_spec=self.ray_cluster_spec,
-                worker_python=hook.worker_python,
-                ray_token_file=hook.ray_token_file(self.lease),
                 busy_wait_s=BUSY_WAIT_S,
             )
         self.log.info(
