@@ -29,14 +29,14 @@ _POLL_S = 0.2
 
 
 async def collect(
-    session: Session, lease: str, *, grace_s: float, budget_s: float = COLLECTION_S
+    session: Session, lease: str, *, grace_s: float, budget_s: float | None = None
 ) -> list[str]:
     """Delete the Lease and all that carries its label; returns what is still there, as text.
 
     Right when called twice, when the launch never happened, and while another call does the same.
 
     :param grace_s: seconds a pod may take to end before the kubelet kills it.
-    :param budget_s: seconds to wait beyond that.
+    :param budget_s: seconds to wait beyond that; None waits as long as a collection may take.
     """
     # The Lease first: whatever is still made meanwhile has an owner that is gone, and is collected.
     await session.delete(LEASE, lease)
@@ -48,7 +48,7 @@ async def collect(
             if not metadata.get("deletionTimestamp"):
                 grace = grace_s if kind is POD else None
                 await session.delete(kind, metadata["name"], uid=metadata["uid"], grace_s=grace)
-    deadline = time.monotonic() + grace_s + budget_s
+    deadline = time.monotonic() + grace_s + (COLLECTION_S if budget_s is None else budget_s)
     while True:
         left = await _left(session, [LEASE, *kinds], labels)
         if not left or time.monotonic() > deadline:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError
 from airflow_arcadia.kubernetes.kinds import Kind
@@ -78,8 +77,7 @@ def refused(  # noqa: PLR0917 - an answer, and what had been asked
 
     :param verb: as RBAC names it: ``get``, ``list``, ``watch``, ``create``, …
     """
-    told = _status(body)
-    message = told["message"]
+    message = _message(body)
     what = f"{verb} {kind.plural} in namespace {namespace}"
     if status == 401:
         return KubernetesForbiddenError(
@@ -89,7 +87,7 @@ def refused(  # noqa: PLR0917 - an answer, and what had been asked
     if status == 403:
         return _not_allowed(message, verb, kind, namespace)
     # A kind or a namespace that does not exist is a 404 as well, but of another name, or of none.
-    if status == 404 and name and (told.get("details") or {}).get("name") == name:
+    if status == 404 and name and f'"{name}" not found' in message:
         return KubernetesAbsentError(f"Kubernetes: {what}: {message}", what_to_do="Create it.")
     if known := _KINDS.get(status):
         error, what_to_do = known
@@ -125,11 +123,11 @@ def _not_allowed(message: str, verb: str, kind: Kind, namespace: str) -> Kuberne
     )
 
 
-def _status(body: str) -> dict[str, Any]:
-    """The Status object; whatever else was answered, its ``message`` is a sentence."""
+def _message(body: str) -> str:
+    """The Status object's own words, or whatever else was answered, as a sentence."""
     try:
-        parsed = dict(json.loads(body))
-    except (ValueError, TypeError):
-        parsed = {"message": body.strip()}
-    text = str(parsed.get("message") or "no reason given")
-    return parsed | {"message": text if text.endswith(".") else f"{text}."}
+        text = str(json.loads(body)["message"])
+    except (ValueError, KeyError, TypeError):
+        text = body
+    text = text.strip() or "no reason given"
+    return text if text.endswith(".") else f"{text}."

@@ -50,6 +50,8 @@ def pod_request(
         for key in _FALSE_BY_DEFAULT:
             if key in pod["spec"]:
                 built["spec"].setdefault(key, pod["spec"][key])
+        if restart := ((settings.full_pod_spec or {}).get("spec") or {}).get("restartPolicy"):
+            built["spec"]["restartPolicy"] = restart  # the operator's own pods never restart
         # What finds the pod again, and what collects it, is not for an overlay to change.
         built["metadata"]["labels"] |= pod["metadata"]["labels"]
         for key in ("name", "ownerReferences"):

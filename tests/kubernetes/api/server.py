@@ -50,7 +50,7 @@ class ApiServer:
         """Listen."""
         app = web.Application(client_max_size=4 << 20)
         app.router.add_route("*", "/{path:.*}", self._handle)
-        self._runner = web.AppRunner(app, shutdown_timeout=0, access_log=None)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)  # 0 would be no limit
         await self._runner.setup()
         self._up = True
         await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
