@@ -20,8 +20,8 @@ from airflow_arcadia.kubernetes.api import KubernetesApi
 from airflow_arcadia.kubernetes.collect import collect
 from airflow_arcadia.kubernetes.config_map import read_config_map
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
+from airflow_arcadia.kubernetes.pod_parts import API_KEY, HF_TOKEN, RAY_TOKEN
 from airflow_arcadia.launchers.pod import PodLauncher
-from airflow_arcadia.launchers.pod_manifest import API_KEY, HF_TOKEN, RAY_TOKEN
 from airflow_arcadia.launchers.process import ProcessLauncher
 from airflow_arcadia.launchers.teardown import teardown
 from airflow_arcadia.lease_store import Leases, LeaseStore, default_root

@@ -15,27 +15,28 @@ from airflow_arcadia.kubernetes.kinds import (
     labels_of_lease,
     owner_reference,
 )
+from airflow_arcadia.kubernetes.pod_parts import (
+    API_KEY,
+    CACHES,
+    HF_TOKEN,
+    RAY_TOKEN,
+    SECRETS_PATH,
+    given,
+    locked_down,
+    mounts,
+    pod_security,
+    volumes,
+)
 from airflow_arcadia.launchers.pod_settings import PodSettings
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.ray_cluster.jobs import job_environment
 from airflow_arcadia.worker import WorkerSpec
 
 CONTAINER = "worker"
-API_KEY, RAY_TOKEN, HF_TOKEN = "api-key", "ray-token", "hf-token"
-SECRETS_PATH = "/etc/arcadia"
-CACHE_PATH = "/tmp/arcadia"  # noqa: S108 - also writable where vLLM copies these variables to: Ray's nodes
 _QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _PROBE_PERIOD_S = 10
 _AFTER_DRAIN_S = 30  # for the engine, its actors and its raylet to end after the last request
 _COMMAND = ("python3", "-m", "airflow_arcadia.runtime")
-_CACHES = {
-    "HOME": CACHE_PATH,
-    "XDG_CACHE_HOME": CACHE_PATH,
-    "HF_HOME": f"{CACHE_PATH}/huggingface",
-    "VLLM_CACHE_ROOT": f"{CACHE_PATH}/vllm",
-    "TRITON_CACHE_DIR": f"{CACHE_PATH}/triton",
-}
-"""A user without a home directory must still be able to write what vLLM keeps."""
 
 
 def object_name(worker: str) -> str:
@@ -109,19 +110,18 @@ def pod(spec: WorkerSpec, lease: Lease, settings: PodSettings, secrets: Mapping[
         "automountServiceAccountToken": settings.automount_service_account_token,
         "enableServiceLinks": False,  # variables of other services, copied to every Ray worker, help nobody
         "terminationGracePeriodSeconds": math.ceil(spec.drain_seconds) + _AFTER_DRAIN_S,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": settings.run_as_user,
-            "runAsGroup": settings.run_as_user,
-            "fsGroup": settings.run_as_user,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": pod_security(settings.run_as_user),
         "containers": [_container(spec, lease, settings, secrets)],
-        "volumes": _volumes(spec, settings, secrets),
+        "volumes": volumes(
+            settings.shm_size, settings.model_volume, object_name(spec.name) if secrets else None
+        ),
     }
     if settings.loader and settings.model_volume:
-        loader = {"name": "loader", "securityContext": _locked_down(), **settings.loader}
-        loader["volumeMounts"] = [*loader.get("volumeMounts", ()), _model_mount(settings, read_only=False)]
+        loader = {"name": "loader", "securityContext": locked_down(), **settings.loader}
+        loader["volumeMounts"] = [
+            *loader.get("volumeMounts", ()),
+            {"name": "model", "mountPath": settings.model_mount_path},
+        ]
         body["initContainers"] = [loader]
     body |= _placement(settings)
     return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": body}
@@ -137,27 +137,22 @@ def _container(spec: WorkerSpec, lease: Lease, settings: PodSettings, secrets: M
         "env": _environment(spec, lease, secrets),
         "ports": [{"name": "http", "containerPort": settings.port, "protocol": "TCP"}],
         "resources": dict(settings.resources),
-        "securityContext": _locked_down(),
+        "securityContext": locked_down(),
         "startupProbe": {**health, "timeoutSeconds": 5, "failureThreshold": tries},
         "readinessProbe": {**health, "timeoutSeconds": 5, "failureThreshold": 3},
         # A server that is busy answers late; only one that answers nothing for a minute is dead.
         "livenessProbe": {**health, "timeoutSeconds": 10, "failureThreshold": 6},
-        "volumeMounts": [
-            {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - the device, not a file in a shared folder
-            {"name": "cache", "mountPath": CACHE_PATH},
-        ],
+        "volumeMounts": mounts(
+            settings.model_mount_path if settings.model_volume else None, secrets=bool(secrets)
+        ),
     }
     if settings.image_pull_policy:
         found["imagePullPolicy"] = settings.image_pull_policy
-    if settings.model_volume:
-        found["volumeMounts"].append(_model_mount(settings, read_only=True))
-    if secrets:
-        found["volumeMounts"].append({"name": "secrets", "mountPath": SECRETS_PATH, "readOnly": True})
     return found
 
 
 def _environment(spec: WorkerSpec, lease: Lease, secrets: Mapping[str, str]) -> list[Object]:
-    plain = _CACHES | job_environment(lease.name)
+    plain = CACHES | job_environment(lease.name)
     if HF_TOKEN in secrets:
         plain["HF_TOKEN_PATH"] = f"{SECRETS_PATH}/{HF_TOKEN}"
     plain |= spec.to_env()  # Arcadia's additionalEnvs come last and win
@@ -168,39 +163,17 @@ def _environment(spec: WorkerSpec, lease: Lease, secrets: Mapping[str, str]) -> 
     return found
 
 
-def _volumes(spec: WorkerSpec, settings: PodSettings, secrets: Mapping[str, str]) -> list[Object]:
-    found: list[Object] = [
-        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shm_size}},
-        {"name": "cache", "emptyDir": {}},
-    ]
-    if settings.model_volume:
-        found.append({"name": "model", **settings.model_volume})
-    if secrets:
-        source = {"secretName": object_name(spec.name), "defaultMode": 0o440}
-        found.append({"name": "secrets", "secret": source})
-    return found
-
-
-def _model_mount(settings: PodSettings, *, read_only: bool) -> Object:
-    return {"name": "model", "mountPath": settings.model_mount_path, "readOnly": read_only}
-
-
-def _locked_down() -> Object:
-    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-
-
 def _placement(settings: PodSettings) -> Object:
     """Where and as whom the pod may run; only what was asked for."""
-    found: Object = {
-        "nodeSelector": dict(settings.node_selector),
-        "tolerations": [dict(item) for item in settings.tolerations],
-        "affinity": _affinity(settings),
-        "imagePullSecrets": [{"name": name} for name in settings.image_pull_secrets],
-        "serviceAccountName": settings.service_account_name,
-        "priorityClassName": settings.priority_class_name,
-        "activeDeadlineSeconds": settings.active_deadline_seconds,
-    }
-    return {key: value for key, value in found.items() if value}
+    return given(
+        nodeSelector=dict(settings.node_selector),
+        tolerations=[dict(item) for item in settings.tolerations],
+        affinity=_affinity(settings),
+        imagePullSecrets=[{"name": name} for name in settings.image_pull_secrets],
+        serviceAccountName=settings.service_account_name,
+        priorityClassName=settings.priority_class_name,
+        activeDeadlineSeconds=settings.active_deadline_seconds,
+    )
 
 
 def _affinity(settings: PodSettings) -> Any:
