@@ -25,6 +25,7 @@ from airflow_arcadia.launchers.pod import PodLauncher
 from airflow_arcadia.launchers.process import ProcessLauncher
 from airflow_arcadia.launchers.teardown import teardown
 from airflow_arcadia.lease_store import Leases, LeaseStore, default_root
+from airflow_arcadia.ray_cluster.kuberay import KubernetesSite
 from airflow_arcadia.ray_cluster.site import LocalSite, Site
 
 if TYPE_CHECKING:
@@ -150,6 +151,9 @@ class ArcadiaHook(BaseHook):
 
     def site(self, lease: str) -> Site:
         """Where Ray clusters are found and made for workers of that lease."""
+        if self.kubernetes_conn_id:
+            api = self.kubernetes
+            return KubernetesSite(api, KubernetesLeases(api), self._extra("ray_token"))
         return LocalSite(self.store, self.worker_python, self.ray_token_file(lease))
 
     @property
