@@ -82,6 +82,7 @@ class KubernetesSite:
     ) -> RayCluster:
         """Make it, or find it, and wait for all its nodes."""
         parsed = manifest.KubeRaySpec.parse(spec)
+        parsed.require_image()
         where = {"namespace": self._api.namespace, "ray_cluster": lease}
         item = Owned("ray_cluster", lease, LAUNCHER, where)
         held = self._leases.update(lease, lambda found: found.record(item))

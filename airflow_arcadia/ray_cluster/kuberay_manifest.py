@@ -83,13 +83,15 @@ class KubeRaySpec:
                 near = difflib.get_close_matches(str(key), known, n=1)
                 hint = f"Did you mean {near[0]!r}?" if near else f"Known for KubeRay: {', '.join(known)}."
                 raise ArcadiaConfigError(f"ray_cluster_spec has the unknown key {key!r}.", what_to_do=hint)
-        spec = cls(**(raw or {}))
-        if not spec.image:
+        return cls(**(raw or {}))
+
+    def require_image(self) -> None:
+        """Raise :class:`ArcadiaConfigError` when there is no image to run."""
+        if not self.image:
             raise ArcadiaConfigError(
                 "ray_cluster_spec has no image for the Ray cluster's nodes.",
                 what_to_do="Set it to the worker's image.",
             )
-        return spec
 
     def nodes(self, asked: int) -> tuple[int, int]:
         """How many GPU nodes of how many GPUs each, for workers that ask for ``asked`` GPUs.
