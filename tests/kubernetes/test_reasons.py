@@ -24,7 +24,7 @@ def make(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     made = []
 
     def call(script: str | None = None, spec: dict[str, Any] | None = None, **pod: Any) -> Run:
-        settings = stand_in() | pod
+        settings = stand_in(cluster) | pod
         container = settings["full_pod_spec"]["spec"]["containers"][0]
         if script:
             container["command"] = ["python3", "-c", script]

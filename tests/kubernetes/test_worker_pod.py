@@ -19,7 +19,7 @@ from tests.kubernetes.workers import Run, connect, stand_in
 @pytest.fixture
 def run(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Run:
     connect(monkeypatch, cluster, password="the-api-key", hf_token="the-hf-token")
-    made = Run(cluster, pod=stand_in())
+    made = Run(cluster, pod=stand_in(cluster))
     made.reserve()
     return made
 
@@ -70,7 +70,7 @@ def test_a_secret_among_the_additional_envs_is_refused_at_the_door(run: Run):
 
 
 def test_two_runs_side_by_side_do_not_touch_each_other(run: Run, cluster: Cluster):
-    other = Run(cluster, "manual__2", stand_in())
+    other = Run(cluster, "manual__2", stand_in(cluster))
     other.reserve()
     run.launch()
     other.launch()

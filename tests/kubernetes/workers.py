@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from airflow_arcadia.launchers.pod_settings import DEFAULT_WORKER_URL
 from airflow_arcadia.operators.worker import (
     ArcadiaLaunchWorkerOperator,
     ArcadiaReserveWorkerOperator,
@@ -64,11 +66,7 @@ class Run:
 
     def launch(self, *, try_number: int = 1, **kwargs: Any) -> dict[str, Any]:
         """The handle."""
-        pod = {
-            "image": self.cluster.python_image,
-            "host": "127.0.0.1" if self.cluster.loopback else "0.0.0.0",
-            **self.pod,
-        }
+        pod = {"image": self.cluster.python_image, **self.pod}
         operator = ArcadiaLaunchWorkerOperator(
             task_id="launch", lease=self.lease, model="m/tiny", pod=pod, **kwargs
         )
@@ -112,15 +110,19 @@ class Run:
         return [f"{found.kind} {item.metadata.name}" for found in lists for item in found.items]
 
 
-def stand_in(port: int | None = None) -> dict[str, Any]:
+def stand_in(cluster: Cluster) -> dict[str, Any]:
     """Pod settings of a worker that is quick to be ready."""
-    port = port or free_port()
     container = {"name": "worker", "command": ["python3", "-c", STAND_IN]}
-    return {
-        "port": port,
-        "worker_url": f"http://127.0.0.1:{port}",
-        "full_pod_spec": {"spec": {"containers": [container]}},
-    }
+    return where(cluster) | {"full_pod_spec": {"spec": {"containers": [container]}}}
+
+
+def where(cluster: Cluster) -> dict[str, Any]:
+    """Where a worker listens and is reached: in the loopback cluster all pods share one address."""
+    if cluster.loopback is None:
+        url = os.environ.get("ARCADIA_TEST_WORKER_URL", DEFAULT_WORKER_URL)
+        return {"host": "0.0.0.0", "worker_url": url}
+    port = free_port()
+    return {"host": "127.0.0.1", "port": port, "worker_url": f"http://127.0.0.1:{port}"}
 
 
 def connect(monkeypatch: pytest.MonkeyPatch, cluster: Cluster, **more: Any) -> None:
