@@ -12,14 +12,17 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_arcadia.exceptions import ArcadiaConfigError, TeardownError
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry_where_useless
-from airflow_arcadia.launchers.teardown import teardown
+from airflow_arcadia.launchers.pod_settings import PodSettings
 from airflow_arcadia.lease import DEFAULT_DURATION_S, Identity
 from airflow_arcadia.operators.links import WorkerLink
+from airflow_arcadia.operators.worker_pod import pod_request
 from airflow_arcadia.preflight import require_model
 from airflow_arcadia.worker import RayConnection, WorkerSpec, parse_num_gpus
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+    from airflow_arcadia.launchers.base import Launcher
 
 FAILED_STATES = frozenset({"failed", "upstream_failed"})
 
@@ -58,7 +61,7 @@ class ArcadiaReserveWorkerOperator(BaseOperator):
             ti.dag_id, context["run_id"], self.group, -1 if ti.map_index is None else ti.map_index
         )
         with no_retry_where_useless():
-            lease = ArcadiaHook(self.arcadia_conn_id).store.reserve(
+            lease = ArcadiaHook(self.arcadia_conn_id).leases.reserve(
                 identity, time.time(), self.lease_duration
             )
         self.log.info("Reserved lease %s for %.0f s at a time.", lease.name, lease.duration_s)
@@ -76,8 +79,10 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
     :param ray: what ``ArcadiaProvisionRayClusterOperator`` returned; needed above one GPU.
     :param num_gpus: ``NUMBER_GPUS``: above 1 the tensor parallel size.
     :param served_model_name: name clients use; by default the last part of ``model``.
-    :param launcher: ``"process"``.
-    :param port: port to serve on; 0 takes a free one.
+    :param launcher: ``"pod"``, ``"custom_resource"`` (Arcadia's own Worker) or ``"process"``; by default a
+        pod where the connection names a Kubernetes cluster, else a process of this machine.
+    :param pod: how the pod is made, fields of :class:`~airflow_arcadia.launchers.pod_settings.PodSettings`.
+    :param port: port a process serves on; 0 takes a free one.
     :param index: number of the worker among several under one lease.
     :param extra_args: words added to vLLM's command line (``EXTRA_ARGS``), as a list or one string.
     :param additional_envs: Arcadia's ``additionalEnvs``: come last and win.
@@ -93,6 +98,7 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
         "num_gpus",
         "served_model_name",
         "launcher",
+        "pod",
         "dtype",
         "max_model_len",
         "max_num_seqs",
@@ -101,7 +107,7 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
         "additional_envs",
         "arcadia_conn_id",
     )
-    template_fields_renderers = {"ray": "json", "additional_envs": "json"}
+    template_fields_renderers = {"ray": "json", "additional_envs": "json", "pod": "json"}
     operator_extra_links = (WorkerLink(),)
     ui_color = "#dfe9f5"
 
@@ -113,7 +119,8 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
         ray: Mapping[str, Any] | None = None,
         num_gpus: int | str = 1,
         served_model_name: str = "",
-        launcher: str = "process",
+        launcher: str | None = None,
+        pod: Mapping[str, Any] | None = None,
         port: int = 0,
         index: int = 0,
         dtype: str = "auto",
@@ -134,6 +141,7 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
         self.num_gpus = num_gpus
         self.served_model_name = served_model_name
         self.launcher = launcher
+        self.pod = pod
         self.port = port
         self.index = index
         self.dtype = dtype
@@ -151,16 +159,40 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
         with no_retry_where_useless():
             hook = ArcadiaHook(self.arcadia_conn_id)
             ray = RayConnection.from_dict(self.ray) if self.ray else None
-            spec = self.build_spec(hook, ray)
-            if self.launcher == "process":
+            chosen = hook.launcher_name(self.launcher)
+            spec = self.build_spec(hook, ray, chosen)
+            launcher = self._launcher(hook, chosen, context)
+            if chosen == "process":
                 require_model(spec.model, spec.num_gpus)
-            lease = hook.store.update(self.lease, lambda held: held.renew(time.time()))
-            handle = hook.launcher(self.launcher).launch(spec, lease, ray=ray)
+            lease = hook.leases.update(self.lease, lambda held: held.renew(time.time()))
+            handle = launcher.launch(spec, lease, ray=ray)
         self.log.info("Worker %s serves %s at %s: %s", handle.name, spec.model, handle.url, handle.where)
         return handle.to_dict()
 
-    def build_spec(self, hook: ArcadiaHook, ray: RayConnection | None) -> WorkerSpec:
+    def _launcher(self, hook: ArcadiaHook, chosen: str, context: Context) -> Launcher:
+        if chosen == "process":
+            if self.pod:
+                raise ArcadiaConfigError(
+                    "pod is set, but the worker is a process of this machine.",
+                    what_to_do="Leave pod out, or use a connection with kubernetes_conn_id.",
+                )
+            return hook.launcher(chosen)
+        settings = PodSettings.parse(self.pod)
+        request = pod_request(
+            settings, context, task_id=self.task_id, kubernetes_conn_id=hook.kubernetes_conn_id
+        )
+        return hook.launcher(chosen, settings=settings, request=request)
+
+    def build_spec(self, hook: ArcadiaHook, ray: RayConnection | None, launcher: str) -> WorkerSpec:
         """The worker's spec. Raises :class:`ArcadiaConfigError` naming the parameter at fault."""
+        # Of this machine, and so for a process of it alone: a pod has its own secrets and owner.
+        files: dict[str, Any] = {}
+        if launcher == "process":
+            files = {
+                "api_key_file": hook.api_key_file(self.lease),
+                "ray_token_file": hook.ray_token_file(self.lease),
+                "lease_file": str(hook.store.file(self.lease)),
+            }
         envs = {str(key): str(value) for key, value in (self.additional_envs or {}).items()}
         return WorkerSpec(
             name=f"{self.lease}-{self.index}" if self.index else self.lease,
@@ -180,13 +212,11 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
             max_num_batched_tokens=parse_limit("max_num_batched_tokens", self.max_num_batched_tokens) or 8192,
             gpu_memory_utilization=self.gpu_memory_utilization,
             trust_remote_code=self.trust_remote_code,
-            api_key_file=hook.api_key_file(self.lease),
-            ray_token_file=hook.ray_token_file(self.lease),
-            lease_file=str(hook.store.file(self.lease)),
             extra_args=tuple(
                 shlex.split(self.extra_args) if isinstance(self.extra_args, str) else self.extra_args
             ),
             additional_envs=envs,
+            **files,
         )
 
 
@@ -223,7 +253,7 @@ class ArcadiaTeardownWorkerOperator(BaseOperator):
     def execute(self, context: Context) -> None:
         """Tear down. Raises :class:`TeardownError` when something is still there."""
         hook = ArcadiaHook(self.arcadia_conn_id)
-        left = teardown(hook.store, self.lease, hook.launchers(), grace_s=self.grace)
+        left = hook.end(self.lease, grace_s=self.grace)
         if left:
             raise TeardownError(
                 f"Teardown of lease {self.lease} could not end everything.",

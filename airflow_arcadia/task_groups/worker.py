@@ -30,9 +30,12 @@ class ArcadiaWorkerGroup(TaskGroup):
     :param num_gpus: ``NUMBER_GPUS``: above 1 the tensor parallel size, placed on the Ray cluster.
     :param num_workers: how many equal workers; a batch spreads its rows over all of them.
     :param ray_cluster: index (``RAY_CLUSTER_INDEX``), name, or ``"auto"``.
-    :param create: ``"if_missing"`` starts a local Ray head where nothing answers at a loopback address.
-    :param ray_cluster_spec: for a created head: ``num_gpus`` (logical GPUs) and ``num_cpus``.
-    :param launcher: how the worker runs: ``"process"``.
+    :param create: ``"if_missing"`` makes a Ray cluster for this run where none answers.
+    :param ray_cluster_spec: for a created cluster, see ``ArcadiaProvisionRayClusterOperator``.
+    :param launcher: how the worker runs; by default a pod where the connection names a Kubernetes cluster,
+        else a process of this machine.
+    :param pod: how the worker's pod is made, fields of
+        :class:`~airflow_arcadia.launchers.pod_settings.PodSettings`.
     :param startup_timeout: seconds the worker may take until the model is ready.
     :param poll_interval: seconds between two looks at a starting worker.
     :param deferrable: wait for the model in the triggerer; None takes Airflow's default.
@@ -53,7 +56,8 @@ class ArcadiaWorkerGroup(TaskGroup):
         ray_cluster: int | str = 0,
         create: str = "never",
         ray_cluster_spec: Mapping[str, Any] | None = None,
-        launcher: str = "process",
+        launcher: str | None = None,
+        pod: Mapping[str, Any] | None = None,
         startup_timeout: float = DEFAULT_STARTUP_TIMEOUT_S,
         poll_interval: float = 2.0,
         deferrable: bool | None = None,
@@ -74,8 +78,7 @@ class ArcadiaWorkerGroup(TaskGroup):
             ray_cluster=ray_cluster,
             num_gpus=num_gpus,
             num_workers=num_workers,
-            # Only where the worker is a process here is a path a folder of this machine.
-            model=model if launcher == "process" else None,
+            model=model,
             create=create,
             ray_cluster_spec=ray_cluster_spec,
             **common,
@@ -91,6 +94,7 @@ class ArcadiaWorkerGroup(TaskGroup):
                 ray=self.provision.output,  # type: ignore[arg-type]  # an XComArg is rendered to its value
                 num_gpus=num_gpus,
                 launcher=launcher,
+                pod=pod,
                 index=index,
                 **common,
                 **(worker_kwargs or {}),
