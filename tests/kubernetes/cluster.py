@@ -82,6 +82,38 @@ class Cluster:
             "extra": {"kube_config_path": str(self.kubeconfig), "namespace": self.namespace},
         }
 
+    def manifest(self, name: str, script: str, **spec: Any) -> dict[str, Any]:
+        """A pod with one container that runs a Python script.
+
+        :param spec: more of the pod's spec; ``container`` is more of the container's.
+        """
+        container = {
+            "name": "main",
+            "image": self.python_image,
+            "command": ["python3", "-u", "-c", script],
+            **spec.pop("container", {}),
+        }
+        return {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name},
+            "spec": {"containers": [container], "restartPolicy": "Never", **spec},
+        }
+
+    def run(self, manifest: dict[str, Any], *phases: str, timeout_s: float = 30.0) -> dict[str, Any]:
+        """Create a pod, and wait until it is in one of these phases, or has succeeded."""
+        self.core.create_namespaced_pod(self.namespace, manifest)
+        return self.wait_for_phase(
+            manifest["metadata"]["name"], *(phases or ("Succeeded",)), timeout_s=timeout_s
+        )
+
+    def log(self, name: str, **query: Any) -> str:
+        """The pod's log."""
+        # Preloaded, the client would give the text of a bytes object.
+        answer = self.core.read_namespaced_pod_log(name, self.namespace, _preload_content=False, **query)
+        text: str = answer.data.decode()
+        return text
+
     def pod(self, name: str) -> dict[str, Any] | None:
         """The pod as JSON; None when there is none."""
         found = [p for p in self._client_json("pods") if p["metadata"]["name"] == name]

@@ -53,9 +53,12 @@ class Node:
         taints = [{"key": _UNREACHABLE, "effect": effect} for effect in ("NoSchedule", "NoExecute")]
         await self._api.ask("PATCH", f"/api/v1/nodes/{NODE}", {"spec": {"taints": taints}})
         for pod in await self._pods():
-            ready = {"type": "Ready", "status": "False", "lastTransitionTime": now()}
-            await self._tell(pod, ready)
-            await self._events.tell(pod, "NodeNotReady", "Node is not ready")
+            conditions = pod["status"].get("conditions") or ()
+            was = next((c for c in conditions if c["type"] == "Ready"), {})
+            # A pod that was not ready is left as it is, without a word.
+            if was.get("status") == "True":
+                await self._tell(pod, {**was, "status": "False", "lastTransitionTime": now()})
+                await self._events.tell(pod, "NodeNotReady", "Node is not ready")
 
     async def evict_all(self, usual_s: float) -> None:
         """What the taint manager does when the pods' patience is over: 300 s, unless they say otherwise.

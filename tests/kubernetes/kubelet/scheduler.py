@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from tests.kubernetes.api.store import now
 from tests.kubernetes.api.values import amount
 from tests.kubernetes.kubelet.client import STRATEGIC_PATCH, ApiClient, Object
 from tests.kubernetes.kubelet.events import Recorder
@@ -82,7 +83,9 @@ class Scheduler:
         known = (pod.get("status") or {}).get("conditions") or ()
         if any(condition.get("message") == message for condition in known):
             return
-        condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+        since = next((c.get("lastTransitionTime") for c in known if c["type"] == "PodScheduled"), None)
+        condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+        condition |= {"message": message, "lastTransitionTime": since or now()}
         change: Object = {"metadata": {"uid": meta["uid"]}, "status": {"conditions": [condition]}}
         await self._api.ask("PATCH", f"{path}/status", change, STRATEGIC_PATCH)
         await self._events.tell(pod, "FailedScheduling", message)
