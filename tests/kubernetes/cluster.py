@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import yaml
 from kubernetes import client, config  # noqa: TID253 - the test's own look at the cluster
 
 from tests.conftest import ROOT, wait_for
+from tests.kubernetes.controllers.base import Controller
 from tests.kubernetes.kubelet.images import Image
 from tests.kubernetes.kubelet.loopback import TOKEN, Loopback
 
@@ -53,6 +57,7 @@ class Cluster:
     worker_image: str
     python_image: str
     loopback: Loopback | None
+    _stops: list[Callable[[], None]] = field(default_factory=list)
 
     @property
     def core(self) -> client.CoreV1Api:
@@ -73,6 +78,34 @@ class Cluster:
     def _client(self) -> client.ApiClient:
         context = "admin" if self.loopback else None
         return config.new_client_from_config(str(self.kubeconfig), context=context)
+
+    def run_controller(self, kind: type[Controller]) -> None:
+        """Run a stand-in until the test ends, unless the cluster has that operator's resource already."""
+        context = "admin" if self.loopback else None
+        controller = kind(self.kubeconfig, self.namespace, context)
+        if self.loopback:
+            self.loopback.run_controller(controller.run())
+            return
+        name = kind.definition["metadata"]["name"]
+        known = client.ApiextensionsV1Api(self._client).list_custom_resource_definition().items
+        if name in {definition.metadata.name for definition in known}:
+            return
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever, name=kind.__name__, daemon=True)
+        thread.start()
+        running = asyncio.run_coroutine_threadsafe(controller.run(), loop)
+
+        def stop() -> None:
+            running.cancel()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+
+        self._stops.append(stop)
+
+    def close(self) -> None:
+        """End what runs for the test beside the cluster."""
+        while self._stops:
+            self._stops.pop()()
 
     @property
     def airflow_connection(self) -> dict[str, Any]:

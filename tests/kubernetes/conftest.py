@@ -25,7 +25,10 @@ def cluster(tmp_path: Path, worker_python: str, monkeypatch: pytest.MonkeyPatch)
     named = named_cluster()
     if named is not None:
         monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(named.airflow_connection))
-        yield named
+        try:
+            yield named
+        finally:
+            named.close()
         return
     loopback = Loopback(tmp_path / "cluster", loopback_images(worker_python))
     loopback.start()

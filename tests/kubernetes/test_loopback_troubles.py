@@ -96,6 +96,7 @@ def test_a_second_pod_waits_until_the_first_gives_its_gpus_back(cluster: Cluster
     assert "FailedScheduling" in reasons(cluster, "second")
     cluster.core.delete_namespaced_pod("first", cluster.namespace)
     cluster.wait_for_phase("second", "Succeeded")
+    assert "reason" not in condition(cluster, "second", "PodScheduled"), "what was said before is taken back"
 
 
 @pytest.mark.parametrize(

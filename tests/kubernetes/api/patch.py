@@ -57,7 +57,7 @@ def _merge_list(target: list[Any], patch: list[Any], key: str) -> list[Any]:
         if item.get("$patch") == "delete":
             merged = [old for old in merged if old.get(key) != item.get(key)]
         elif at is None:
-            merged.append(item)
+            merged.append(strategic_merge({}, item))
         else:
             merged[at] = strategic_merge(merged[at], item)
     return merged

@@ -54,7 +54,7 @@ class Node:
         await self._api.ask("PATCH", f"/api/v1/nodes/{NODE}", {"spec": {"taints": taints}})
         for pod in await self._pods():
             conditions = pod["status"].get("conditions") or ()
-            was = next((c for c in conditions if c["type"] == "Ready"), {})
+            was: Object = next((c for c in conditions if c["type"] == "Ready"), {})
             # A pod that was not ready is left as it is, without a word.
             if was.get("status") == "True":
                 await self._tell(pod, {**was, "status": "False", "lastTransitionTime": now()})

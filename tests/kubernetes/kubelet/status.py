@@ -43,7 +43,7 @@ def conditions(
     if undone:
         message = f"containers with incomplete status: [{' '.join(undone)}]"
         late = {"reason": "ContainersNotInitialized", "message": message}
-    told = [
+    told: list[Object] = [
         {"type": "PodScheduled", "status": "True"},
         {"type": "PodReadyToStartContainers", "status": "False" if phase in _ENDED else "True"},
         {"type": "Initialized", "status": "False" if late else "True", **late},
@@ -52,6 +52,8 @@ def conditions(
     ]
     before = {condition["type"]: condition for condition in old}
     for condition in told:
+        # None takes away what an earlier status said.
+        condition |= {key: condition.get(key) for key in ("reason", "message")}
         was = before.get(condition["type"], {})
         same = was.get("status") == condition["status"]
         condition["lastTransitionTime"] = was["lastTransitionTime"] if same else now()
