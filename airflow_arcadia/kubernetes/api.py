@@ -31,10 +31,10 @@ T = TypeVar("T")
 Connect = Callable[[], AbstractAsyncContextManager[Any]]
 """Opens a ``kubernetes_asyncio.client.ApiClient``."""
 
-PATIENCE_S = 60.0
+PATIENCE_S = 90.0
 """How long an API server may be away before a request fails: a restart of the control plane."""
 _REQUEST_S = 15.0
-_WATCH_S = 240  # the server ends a watch after this; below the idle limits of usual load balancers
+_WATCH_S = 60  # the server ends a watch after this, so that a connection that died unseen is found
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 2.0
 _MERGE_PATCH = "application/merge-patch+json"
 _JSON = "application/json"
@@ -188,7 +188,7 @@ class Session:
     async def _stream(
         self, path: str, query: list[tuple[str, str]], kind: Kind, verb: str
     ) -> AsyncIterator[bytes]:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_REQUEST_S)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_REQUEST_S, sock_read=_WATCH_S + _REQUEST_S)
         rest = b""
         try:
             response = await self._call("GET", path, query=query, timeout=timeout)

@@ -178,7 +178,7 @@ async def _look(session: Session, where: Mapping[str, Any], pod: Object | None) 
     failed = failed_container(pod)
     container, previous = failed or (str(where["container"]), False)
     lines: list[str] = []
-    if failed or pod["status"].get("phase") == "Running":
+    if failed or (pod["status"].get("phase") == "Running" and not ready):
         lines = await session.logs(name, container, LOG_LINES, previous=previous)
     return PodSeen(name, pod, events, lines)
 
