@@ -104,6 +104,11 @@ class Loopback:
         await asyncio.gather(*self._parts, return_exceptions=True)
         await self._client.close()
         await self.api.stop()
+        # What still serves a request, such as the log of a lost node that somebody follows.
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
         for failure in failures:
             if failure is not None:
                 raise failure
