@@ -1,16 +1,18 @@
 """What an image adds to its base, without changing one version that the base has.
 
-``additions.py BASE.txt ray==2.60.0 /tmp`` reads the base's packages (``pip list --format=freeze``), and writes
-``requirements.txt`` (the ``worker`` extra without vLLM, which the base brings) and ``constraints.txt``: the
-base's own versions, then the given ones, then the lock's for all that the base lacks. Where they cannot hold
-together, pip says which. Standard library only: it runs in images that have nothing of this project yet.
+``additions.py BASE.txt ray==2.60.0 /tmp`` reads the base's packages (``pip list --format=freeze``) and writes
+two files. ``requirements.txt`` is the ``worker`` extra without vLLM, which the base brings.
+``constraints.txt`` has the base's own versions, then the given ones, then the lock's for all that the base
+lacks; where they cannot hold together, pip says which. Standard library only: it runs in images that have
+nothing of this project yet.
 """
 
 import re
 import sys
-import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+import tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
 IN_THE_BASE = "vllm"
