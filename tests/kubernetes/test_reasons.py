@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import wait_for
 from tests.kubernetes.cluster import Cluster, Loopback
-from tests.kubernetes.workers import Run, connect, stand_in
+from tests.kubernetes.workers import STAND_IN, Run, connect, stand_in
 
 WITHIN_S = 5.0
 LOADING = "import time; print('loading weights', flush=True); time.sleep(60)"
@@ -143,18 +143,22 @@ def test_an_evicted_pod_is_named(make: Any, loopback: Loopback, cluster: Cluster
 
 
 def test_a_lost_node_is_named(make: Any, loopback: Loopback, cluster: Cluster):
-    run = make()
+    # It answers its probes and serves no model: the wait goes on until the node is lost.
+    run = make(STAND_IN.replace("ANSWERS.get(self.path, {})", "{}"))
     run.launch()
     name = run.handle["where"]["pod"]
-    cluster.wait_for_phase(name, "Running")
-    threading.Timer(0.1, loopback.lose_node).start()
 
-    def marked(pod: dict[str, Any]) -> bool:
-        conditions = {c["type"]: c["status"] for c in (pod.get("status") or {}).get("conditions") or ()}
-        ready = all(c["ready"] for c in pod["status"].get("containerStatuses") or ())
-        return ready and conditions.get("Ready") == "False"
+    def ready() -> str | None:
+        conditions = (cluster.pod(name) or {}).get("status", {}).get("conditions") or ()
+        return next((c["status"] for c in conditions if c["type"] == "Ready"), None)
 
-    assert "is lost (NodeNotReady)" in told_in_time(run, marked)
+    wait_for(lambda: ready() == "True", 30, "the pod to be ready")
+    losing = threading.Timer(0.5, loopback.lose_node)
+    losing.start()
+    assert "is lost (NodeNotReady)" in told_in_time(run, lambda _: ready() == "False")
+    losing.join()
+    # Its pods can only be taken away once the node is back.
+    loopback.return_node()
 
 
 def test_the_workers_log_is_told_while_one_waits(make: Any, capsys: pytest.CaptureFixture[str]):
