@@ -1,4 +1,4 @@
-"""A cluster for tests: the loopback pair in a thread of its own, or any cluster of a kubeconfig."""
+"""A cluster for tests: the loopback one, or any cluster of a kubeconfig."""
 
 from __future__ import annotations
 
@@ -6,103 +6,43 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from kubernetes import client, config  # noqa: TID253 - the test's own look at the cluster
 
-from airflow_arcadia.ports import free_port
 from tests.conftest import ROOT, wait_for
-from tests.kubernetes.api.server import ApiServer
-from tests.kubernetes.kubelet.kubelet import Kubelet
+from tests.kubernetes.controllers.base import Controller
+from tests.kubernetes.kubelet.images import Image
+from tests.kubernetes.kubelet.loopback import TOKEN, Loopback
+
+__all__ = ["TOKEN", "Cluster", "Image", "Loopback", "image_of", "loopback_images", "write_kubeconfig"]
 
 KUBECONFIG_VARIABLE = "ARCADIA_TEST_KUBECONFIG"
-TOKEN = "of-airflow"
 WORKER_IMAGE = "registry.test/arcadia-worker:0"
 PYTHON_IMAGE = "registry.test/python:3"
 
 
-class Loopback:
-    """The API server and the kubelet, in one thread with its own event loop."""
+def image_of(python: str, *entrypoint: str, **env: str) -> Image:
+    """An image that has this Python, and this checkout's package.
 
-    def __init__(self, root: Path, worker_python: str, gpus: int = 2) -> None:
-        self.root = root
-        self.api = ApiServer(free_port())
-        self.images = {
-            PYTHON_IMAGE: image_of(sys.executable),
-            WORKER_IMAGE: image_of(worker_python),
-        }
-        self._gpus = gpus
-        self.kubelet: Kubelet | None = None
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="loopback-cluster", daemon=True)
-        self._kubelet_task: asyncio.Task[None] | None = None
-        self.controllers: list[asyncio.Task[None]] = []
-
-    @property
-    def url(self) -> str:
-        """The API's address."""
-        return f"http://127.0.0.1:{self.api.port}"
-
-    def call(self, work: Coroutine[Any, Any, Any], timeout_s: float = 30.0) -> Any:
-        """Run something in the cluster's thread."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout_s)
-
-    def start(self) -> None:
-        """Start both."""
-        (self.root / "kubelet").mkdir(parents=True)
-        self._thread.start()
-        self.call(self.api.start())
-        self.call(self._start_kubelet())
-
-    async def _start_kubelet(self) -> None:
-        capacity = {"nvidia.com/gpu": str(self._gpus)}
-        self.kubelet = Kubelet(self.url, self.root / "kubelet", self.images, capacity)
-        self.api.logs = self.kubelet.logs
-        self._kubelet_task = asyncio.create_task(self.kubelet.run())
-
-    def run_controller(self, controller: Coroutine[Any, Any, None]) -> None:
-        """Run a controller until the cluster stops."""
-
-        async def start() -> None:
-            self.controllers.append(asyncio.create_task(controller))
-
-        self.call(start())
-
-    def stop(self) -> None:
-        """Stop both; no process of a pod is left."""
-
-        async def end() -> None:
-            tasks = [*self.controllers, *([self._kubelet_task] if self._kubelet_task else [])]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await self.api.stop()
-
-        self.call(end())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-
-    def stop_api(self) -> None:
-        """The API server is away; its objects and the pods stay."""
-        self.call(self.api.stop())
-
-    def start_api(self) -> None:
-        """It is back, with a history that begins now."""
-        self.call(self.api.start())
-
-    def obey(self, roles: Sequence[dict[str, Any]]) -> None:
-        """Hold the token of the kubeconfig to these Roles."""
-        self.api.access.roles[TOKEN] = list(roles)
-
-
-def image_of(python: str) -> dict[str, str]:
-    """The environment of an image that has this Python, and this checkout's package."""
+    :param entrypoint: what it runs where a container has no command.
+    :param env: beside what finding the Python and the package takes.
+    """
     path = f"{Path(python).parent}:/usr/local/bin:/usr/bin:/bin"
-    return {"PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(Path.home()), "LANG": "C.UTF-8"}
+    usual = {"PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(Path.home()), "LANG": "C.UTF-8"}
+    return Image(usual | env, entrypoint)
+
+
+def loopback_images(worker_python: str) -> dict[str, Image]:
+    """What can be pulled: Python, the worker's environment, and the worker as the package ships it."""
+    return {
+        PYTHON_IMAGE: image_of(sys.executable),
+        WORKER_IMAGE: image_of(worker_python, "python", "-m", "airflow_arcadia.runtime"),
+    }
 
 
 @dataclass
@@ -117,6 +57,7 @@ class Cluster:
     worker_image: str
     python_image: str
     loopback: Loopback | None
+    _stops: list[Callable[[], None]] = field(default_factory=list)
 
     @property
     def core(self) -> client.CoreV1Api:
@@ -138,6 +79,34 @@ class Cluster:
         context = "admin" if self.loopback else None
         return config.new_client_from_config(str(self.kubeconfig), context=context)
 
+    def run_controller(self, kind: type[Controller]) -> None:
+        """Run a stand-in until the test ends, unless the cluster has that operator's resource already."""
+        context = "admin" if self.loopback else None
+        controller = kind(self.kubeconfig, self.namespace, context)
+        if self.loopback:
+            self.loopback.run_controller(controller.run())
+            return
+        name = kind.definition["metadata"]["name"]
+        known = client.ApiextensionsV1Api(self._client).list_custom_resource_definition().items
+        if name in {definition.metadata.name for definition in known}:
+            return
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever, name=kind.__name__, daemon=True)
+        thread.start()
+        running = asyncio.run_coroutine_threadsafe(controller.run(), loop)
+
+        def stop() -> None:
+            running.cancel()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+
+        self._stops.append(stop)
+
+    def close(self) -> None:
+        """End what runs for the test beside the cluster."""
+        while self._stops:
+            self._stops.pop()()
+
     @property
     def airflow_connection(self) -> dict[str, Any]:
         """The Airflow connection to it."""
@@ -145,6 +114,38 @@ class Cluster:
             "conn_type": "kubernetes",
             "extra": {"kube_config_path": str(self.kubeconfig), "namespace": self.namespace},
         }
+
+    def manifest(self, name: str, script: str, **spec: Any) -> dict[str, Any]:
+        """A pod with one container that runs a Python script.
+
+        :param spec: more of the pod's spec; ``container`` is more of the container's.
+        """
+        container = {
+            "name": "main",
+            "image": self.python_image,
+            "command": ["python3", "-u", "-c", script],
+            **spec.pop("container", {}),
+        }
+        return {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name},
+            "spec": {"containers": [container], "restartPolicy": "Never", **spec},
+        }
+
+    def run(self, manifest: dict[str, Any], *phases: str, timeout_s: float = 30.0) -> dict[str, Any]:
+        """Create a pod, and wait until it is in one of these phases, or has succeeded."""
+        self.core.create_namespaced_pod(self.namespace, manifest)
+        return self.wait_for_phase(
+            manifest["metadata"]["name"], *(phases or ("Succeeded",)), timeout_s=timeout_s
+        )
+
+    def log(self, name: str, **query: Any) -> str:
+        """The pod's log."""
+        # Preloaded, the client would give the text of a bytes object.
+        answer = self.core.read_namespaced_pod_log(name, self.namespace, _preload_content=False, **query)
+        text: str = answer.data.decode()
+        return text
 
     def pod(self, name: str) -> dict[str, Any] | None:
         """The pod as JSON; None when there is none."""

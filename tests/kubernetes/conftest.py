@@ -13,6 +13,7 @@ from tests.kubernetes.cluster import (
     WORKER_IMAGE,
     Cluster,
     Loopback,
+    loopback_images,
     named_cluster,
     write_kubeconfig,
 )
@@ -24,15 +25,20 @@ def cluster(tmp_path: Path, worker_python: str, monkeypatch: pytest.MonkeyPatch)
     named = named_cluster()
     if named is not None:
         monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(named.airflow_connection))
-        yield named
+        try:
+            yield named
+        finally:
+            named.close()
         return
-    loopback = Loopback(tmp_path / "cluster", worker_python)
+    loopback = Loopback(tmp_path / "cluster", loopback_images(worker_python))
     loopback.start()
     kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", loopback.url)
     made = Cluster(kubeconfig, "tests", WORKER_IMAGE, PYTHON_IMAGE, loopback)
     monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(made.airflow_connection))
-    yield made
-    loopback.stop()
+    try:
+        yield made
+    finally:
+        loopback.stop()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ class Kind:
 
     :param model: name of the official client's model class, which is the schema; None for a custom one.
     :param schema: OpenAPI v3 schema of a custom resource, from its definition.
+    :param blind_update: whether a PUT may leave the resourceVersion out.
     """
 
     group: str
@@ -23,6 +24,7 @@ class Kind:
     model: str | None = None
     namespaced: bool = True
     has_status: bool = False
+    blind_update: bool = True
     schema: dict[str, Any] = field(default_factory=dict, hash=False, compare=False)
 
     @property
@@ -40,9 +42,18 @@ BUILT_IN = (
     Kind("", "v1", "configmaps", "ConfigMap", "V1ConfigMap"),
     Kind("", "v1", "events", "Event", "CoreV1Event"),
     Kind("", "v1", "resourcequotas", "ResourceQuota", "V1ResourceQuota", has_status=True),
-    Kind("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim", "V1PersistentVolumeClaim"),
+    Kind("", "v1", "serviceaccounts", "ServiceAccount", "V1ServiceAccount"),
+    Kind(
+        "",
+        "v1",
+        "persistentvolumeclaims",
+        "PersistentVolumeClaim",
+        "V1PersistentVolumeClaim",
+        has_status=True,
+    ),
     Kind("apps", "v1", "deployments", "Deployment", "V1Deployment", has_status=True),
-    Kind("coordination.k8s.io", "v1", "leases", "Lease", "V1Lease"),
+    Kind("coordination.k8s.io", "v1", "leases", "Lease", "V1Lease", blind_update=False),
+    Kind("scheduling.k8s.io", "v1", "priorityclasses", "PriorityClass", "V1PriorityClass", namespaced=False),
     Kind(
         "apiextensions.k8s.io",
         "v1",
@@ -51,6 +62,7 @@ BUILT_IN = (
         "V1CustomResourceDefinition",
         namespaced=False,
         has_status=True,
+        blind_update=False,
     ),
 )
 
@@ -81,6 +93,7 @@ def custom_kinds(definition: dict[str, Any]) -> list[Kind]:
             spec["names"]["kind"],
             namespaced=spec["scope"] == "Namespaced",
             has_status="status" in (version.get("subresources") or {}),
+            blind_update=False,
             schema=(version.get("schema") or {}).get("openAPIV3Schema") or {},
         )
         for version in spec["versions"]

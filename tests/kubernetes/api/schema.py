@@ -1,4 +1,4 @@
-"""Strict validation: what a real API server refuses in the objects we write.
+"""Validation: what a real API server refuses in the objects we write.
 
 The official client's models are generated from the API's own OpenAPI document: field names, types and which
 are required are read off them. Custom resources are checked against the schema of their definition.
@@ -12,21 +12,21 @@ from typing import Any
 
 from kubernetes import client  # noqa: TID253 - its models are the schema
 
+from tests.kubernetes.api import custom, values
 from tests.kubernetes.api.kinds import Kind
+from tests.kubernetes.api.rules import RULES
 from tests.kubernetes.api.status import ApiFailure, invalid
 
 _LIST = re.compile(r"list\[(.+)\]")
 _MAP = re.compile(r"dict\[str, (.+)\]")
-_QUANTITY = re.compile(r"[+-]?[0-9.]+([eE][+-]?[0-9]+|[numkMGTPE]|[KMGTPE]i)?")
-_LABEL_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
-_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-_DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _ENUMS = {
     "restart_policy": {"Always", "OnFailure", "Never"},
     "image_pull_policy": {"Always", "IfNotPresent", "Never"},
     "dns_policy": {"ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"},
     "medium": {"", "Memory", "HugePages"},
     "effect": {"NoSchedule", "PreferNoSchedule", "NoExecute"},
+    "termination_message_policy": {"File", "FallbackToLogsOnError"},
+    "protocol": {"TCP", "UDP", "SCTP"},
 }
 _SIMPLE: dict[str, tuple[type, ...]] = {
     "str": (str,),
@@ -36,9 +36,11 @@ _SIMPLE: dict[str, tuple[type, ...]] = {
     "datetime": (str,),
     "object": (object,),
 }
-
-_ALWAYS = {"apiVersion", "kind", "metadata"}
-_TYPES: dict[str, Any] = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool}
+_LABELS = {"V1ServiceSpec.selector"}
+_MICRO_TIMES = {("V1LeaseSpec", "acquire_time"), ("V1LeaseSpec", "renew_time"), ("CoreV1Event", "event_time")}
+_NAME_RULE = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.'"
+_LABEL_RULE = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with one"
+_MOST_ANNOTATIONS = 256 * 1024  # bytes, of all together
 
 
 @functools.cache
@@ -48,24 +50,49 @@ def _checking() -> client.Configuration:
     return configuration
 
 
-def check(kind: Kind, new: dict[str, Any]) -> None:
-    """Raise the failure a strict API server answers for ``new``."""
+def check(kind: Kind, new: dict[str, Any], *, strict: bool = True) -> None:
+    """Raise the failure an API server answers for ``new``.
+
+    :param strict: refuse unknown fields; else they are dropped.
+    """
     meta = new.get("metadata") or {}
-    checker = _Checker(kind.name, meta.get("name", ""))
+    name = meta.get("name") or ""
+    checker = _Checker(kind.name, name, strict)
     if new.get("apiVersion") != kind.api_version or new.get("kind") != kind.name:
         found = f"{new.get('apiVersion')} {new.get('kind')}"
         raise ApiFailure(400, "BadRequest", f"{found} does not match {kind.api_version} {kind.name}")
-    pattern = _DNS_LABEL if kind.plural in {"services", "namespaces"} else _DNS_NAME
-    if not pattern.fullmatch(checker.name):
-        raise checker.invalid(f'metadata.name: Invalid value: "{checker.name}"')
     if kind.model:
         checker.by_model(new, kind.model, "")
     else:
         checker.by_model(meta, "V1ObjectMeta", "metadata")
-        checker.by_schema(new, kind.schema, "")
+        custom.check(kind, new, name, strict=strict)
+    _check_metadata(kind, meta, checker)
+    if rule := RULES.get(kind.plural if kind.model else ""):
+        rule(new, checker.invalid)
+
+
+def _check_metadata(kind: Kind, meta: dict[str, Any], checker: _Checker) -> None:
+    name = checker.name
+    if not name:
+        raise checker.invalid("metadata.name: Required value: name or generateName is required")
+    pattern = {"services": values.SERVICE_NAME, "namespaces": values.DNS_LABEL}.get(kind.plural)
+    if not (pattern.fullmatch(name) if pattern and kind.model else values.is_name(name)):
+        raise checker.invalid(f'metadata.name: Invalid value: "{name}": {_NAME_RULE}')
     checker.labels(meta.get("labels") or {}, "metadata.labels")
-    for key in meta.get("annotations") or {}:
+    annotations = meta.get("annotations") or {}
+    for key in annotations:
         checker.label_key(key, "metadata.annotations")
+    if sum(len(key) + len(value) for key, value in annotations.items()) > _MOST_ANNOTATIONS:
+        raise checker.invalid("metadata.annotations: Too long: may not be more than 262144 bytes")
+    owners = meta.get("ownerReferences") or ()
+    for index, owner in enumerate(owners):
+        for field in ("apiVersion", "kind", "name", "uid"):
+            if not owner[field]:
+                where = f"metadata.ownerReferences[{index}].{field}"
+                raise checker.invalid(f'{where}: Invalid value: "": must not be empty')
+    if sum(1 for owner in owners if owner.get("controller")) > 1:
+        why = "Only one reference can have Controller set to true"
+        raise checker.invalid(f"metadata.ownerReferences: Invalid value: {why}")
 
 
 class _Checker:
@@ -75,9 +102,10 @@ class _Checker:
     :param name: its name, for what is said.
     """
 
-    def __init__(self, kind: str, name: str) -> None:
+    def __init__(self, kind: str, name: str, strict: bool) -> None:
         self.kind = kind
         self.name = name
+        self._strict = strict
 
     def invalid(self, why: str) -> ApiFailure:
         """What to raise."""
@@ -104,13 +132,15 @@ class _Checker:
 
     def _object(self, value: dict[str, Any], model: Any, path: str) -> None:
         fields = {json_name: field for field, json_name in model.attribute_map.items()}
-        for key, item in value.items():
+        for key, item in list(value.items()):
             here = f"{path}.{key}".lstrip(".")
-            if key not in fields:
+            if key not in fields and self._strict:
                 raise ApiFailure(400, "BadRequest", f'strict decoding error: unknown field "{here}"')
-            if item is not None:
+            if key not in fields:
+                del value[key]
+            elif item is not None:
                 self.by_model(item, model.openapi_types[fields[key]], here)
-                self._value(model.__name__, fields[key], item, here)
+                self._value(model, fields[key], item, here)
         # Which fields are required stands in the models' setters only: they refuse None.
         blank = model.__new__(model)
         blank.local_vars_configuration = _checking()
@@ -121,67 +151,34 @@ class _Checker:
                 except ValueError:
                     raise self.invalid(f"{path}.{json_name}: Required value".lstrip(".")) from None
 
-    def _value(self, owner: str, field: str, value: Any, path: str) -> None:
+    def _value(self, model: Any, field: str, value: Any, path: str) -> None:
+        owner = model.__name__
         if field in _ENUMS and value not in _ENUMS[field]:
             raise self.invalid(f'{path}: Unsupported value: "{value}"')
-        if field in {"labels", "match_labels"}:
+        if field in {"labels", "match_labels", "node_selector"} or f"{owner}.{field}" in _LABELS:
             self.labels(value, path)
         amounts = value.values() if field in {"limits", "requests", "hard"} else ()
         for amount in [value] if field == "size_limit" else amounts:
-            if not _QUANTITY.fullmatch(amount):
-                raise self.invalid(f'{path}: Invalid value: "{amount}"')
-        if field == "name" and owner in {"V1Container", "V1Volume"} and not _DNS_LABEL.fullmatch(value):
-            raise self.invalid(f'{path}: Invalid value: "{value}"')
-        if field == "name" and owner in {"V1ContainerPort", "V1ServicePort"} and len(value) > 15:
-            raise self.invalid(f"{path}: must be no more than 15 characters")
-        if field == "container_port" and not 0 < value < 65536:
-            raise self.invalid(f"{path}: must be between 1 and 65535, inclusive")
-        if field == "volume_mounts" and len({mount["mountPath"] for mount in value}) < len(value):
-            raise self.invalid(f"{path}: must be unique")
-
-    def by_schema(self, value: Any, schema: dict[str, Any], path: str) -> None:
-        """The parts of OpenAPI v3 that structural schemas use; ``$model`` stands for one of the API's own."""
-        wanted = _TYPES.get(schema.get("type", ""))
-        if schema.get("x-kubernetes-int-or-string"):
-            wanted = (int, str)
-        if wanted and not isinstance(value, wanted):
-            raise self.invalid(f"{path}: Invalid value: {value!r}: must be of type {schema['type']}")
-        if schema.get("enum") and value not in schema["enum"]:
-            raise self.invalid(f'{path}: Unsupported value: "{value}"')
-        if "$model" in schema:
-            self.by_model(value, schema["$model"], path)
-        elif isinstance(value, dict):
-            self._custom_object(value, schema, path)
-        elif isinstance(value, list):
-            for index, item in enumerate(value):
-                self.by_schema(item, schema.get("items") or {}, f"{path}[{index}]")
-
-    def _custom_object(self, value: dict[str, Any], schema: dict[str, Any], path: str) -> None:
-        known = schema.get("properties") or {}
-        free = not schema or schema.get("x-kubernetes-preserve-unknown-fields")
-        for key in schema.get("required") or ():
-            if key not in value:
-                raise self.invalid(f"{path}.{key}: Required value".lstrip("."))
-        for key, item in value.items():
-            here = f"{path}.{key}".lstrip(".")
-            inner = known.get(key, schema.get("additionalProperties"))
-            if inner is not None:
-                self.by_schema(item, inner, here)
-            elif not free and (path or key not in _ALWAYS):
-                raise ApiFailure(400, "BadRequest", f'strict decoding error: unknown field "{here}"')
+            if not values.QUANTITY.fullmatch(amount):
+                raise ApiFailure(400, "BadRequest", f"quantities must match the regular expression: {path}")
+        if model.openapi_types[field] == "datetime":
+            fault = values.time_fault(value, micro=(owner, field) in _MICRO_TIMES)
+            if fault:
+                said = f'{self.kind} in version "v1" cannot be handled as a {self.kind}: {fault}'
+                raise ApiFailure(400, "BadRequest", said)
 
     def labels(self, labels: dict[str, str], path: str) -> None:
         """Keys and values that can be labels."""
         for key, value in labels.items():
             self.label_key(key, path)
-            if value and not _LABEL_NAME.fullmatch(value):
-                raise self.invalid(f'{path}: Invalid value: "{value}": a valid label is 63 or less')
+            if not values.is_label_value(value):
+                why = "must be no more than 63 bytes" if len(value) > 63 else _LABEL_RULE
+                raise self.invalid(f'{path}: Invalid value: "{value}": {why}')
 
     def label_key(self, key: str, path: str) -> None:
         """A key, with or without a prefix."""
-        prefix, slash, last = key.rpartition("/")
-        if not _LABEL_NAME.fullmatch(last) or (slash and not _DNS_NAME.fullmatch(prefix)):
-            raise self.invalid(f'{path}: Invalid value: "{key}"')
+        if not values.is_label_key(key):
+            raise self.invalid(f'{path}: Invalid value: "{key}": name part {_LABEL_RULE}')
 
 
 def _wrong_type(path: str, value: Any, declared: str) -> ApiFailure:

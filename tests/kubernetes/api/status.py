@@ -48,6 +48,6 @@ def conflict(plural: str, name: str, why: str) -> ApiFailure:
     return ApiFailure(409, "Conflict", f'Operation cannot be fulfilled on {plural} "{name}": {why}')
 
 
-def expired() -> ApiFailure:
+def expired(since: int, oldest: int) -> ApiFailure:
     """A watch from a resourceVersion that is no longer known."""
-    return ApiFailure(410, "Expired", "too old resource version")
+    return ApiFailure(410, "Expired", f"too old resource version: {since} ({oldest})")

@@ -1,4 +1,4 @@
-"""Objects, their versions, what watches are told, and who is collected with whom."""
+"""Objects, their versions, and what watches are told."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tests.kubernetes.api.status import ApiFailure, conflict, expired, not_found
 Key = tuple[str, str, str, str]
 Object = dict[str, Any]
 KEPT_CHANGES = 2000  # how far back a watch may start; older ones get 410
+FOREGROUND = "foregroundDeletion"  # the finalizer of what goes after all it owns
 
 
 def now() -> str:
@@ -55,8 +56,7 @@ class Store:
             raise ApiFailure(409, "AlreadyExists", f'{key[1]} "{key[3]}" already exists')
         meta = new["metadata"]
         meta |= {"uid": str(uuid.uuid4()), "creationTimestamp": now(), "generation": 1}
-        self._put(key, "ADDED", new)
-        self.collect()
+        self.put(key, "ADDED", new)
         return new
 
     def change(self, key: Key, new: Object) -> Object:
@@ -64,10 +64,13 @@ class Store:
         old = self.find(key)
         meta, was = new["metadata"], old["metadata"]
         if meta.get("resourceVersion") not in (None, "", was["resourceVersion"]):
-            why = "the object has been modified; please apply your changes to the latest version"
+            why = (
+                "the object has been modified; please apply your changes to the latest version and try again"
+            )
             raise conflict(key[1], key[3], why)
         if meta.get("uid") not in (None, was["uid"]):
-            raise conflict(key[1], key[3], "the UID in the precondition does not match")
+            why = f"Precondition failed: UID in precondition: {meta['uid']}, UID in object meta: {was['uid']}"
+            raise conflict(key[1], key[3], why)
         for kept in ("uid", "creationTimestamp", "name", "namespace", "deletionTimestamp"):
             if kept in was:
                 meta[kept] = was[kept]
@@ -76,58 +79,72 @@ class Store:
         meta["resourceVersion"] = was["resourceVersion"]
         if new == old:
             return old
-        self._put(key, "MODIFIED", new)
+        self.put(key, "MODIFIED", new)
         if meta.get("deletionTimestamp") and not meta.get("finalizers") and was.get("finalizers"):
             self.remove(key)
         return new
 
-    def delete(self, key: Key, options: Object, *, runs_on_node: bool) -> Object:
+    def delete(self, key: Key, options: Object) -> Object:
         """Delete as asked: with a grace period where a kubelet has to act first, else at once."""
         found = copy.deepcopy(self.find(key))
         meta, wanted = found["metadata"], options.get("preconditions") or {}
         for field in ("uid", "resourceVersion"):
-            if wanted.get(field, meta[field]) != meta[field]:
+            if wanted.get(field) not in (None, meta[field]):
                 raise conflict(key[1], key[3], f"the {field} in the precondition does not match")
-        grace = options.get("gracePeriodSeconds")
-        if runs_on_node:
-            seconds = found["spec"].get("terminationGracePeriodSeconds", 30) if grace is None else grace
-            if seconds > 0:
-                known = meta.get("deletionGracePeriodSeconds")
-                if known is None or seconds < known:
-                    meta["deletionTimestamp"] = meta.get("deletionTimestamp") or now()
-                    meta["deletionGracePeriodSeconds"] = seconds
-                    self._put(key, "MODIFIED", found)
-                return found
+        policy = options.get("propagationPolicy") or "Background"
+        if policy == "Orphan":
+            self._orphan(meta["uid"])
+        elif policy == "Foreground" and any(True for _ in self.dependents(meta["uid"])):
+            meta["finalizers"] = [*(meta.get("finalizers") or ()), FOREGROUND]
+        if runs_on_node(key, found) and self._grace_starts(key, found, options):
+            return found
         if meta.get("finalizers"):
             if not meta.get("deletionTimestamp"):
                 meta["deletionTimestamp"] = now()
-                self._put(key, "MODIFIED", found)
+                self.put(key, "MODIFIED", found)
             return found
         return self.remove(key)
 
+    def _grace_starts(self, key: Key, found: Object, options: Object) -> bool:
+        """Whether a kubelet is waited for; False where the pod is to go at once."""
+        meta, grace = found["metadata"], options.get("gracePeriodSeconds")
+        seconds = found["spec"].get("terminationGracePeriodSeconds", 30) if grace is None else grace
+        if seconds <= 0:
+            return False
+        known = meta.get("deletionGracePeriodSeconds")
+        if known is None or seconds < known:
+            ends = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=seconds)
+            meta["deletionTimestamp"] = ends.strftime("%Y-%m-%dT%H:%M:%SZ")
+            meta["deletionGracePeriodSeconds"] = seconds
+            self.put(key, "MODIFIED", found)
+        return True
+
     def remove(self, key: Key) -> Object:
-        """Take it out, and collect what it owned."""
-        gone = copy.deepcopy(self.objects.pop(key))
+        """Take it out."""
+        gone = copy.deepcopy(self.find(key))
         gone["metadata"].setdefault("deletionTimestamp", now())
-        self._put(key, "DELETED", gone)
-        self.collect()
+        self.put(key, "DELETED", gone)
         return gone
 
-    def collect(self) -> None:
-        """Delete what has owners of which none exists any more, as the garbage collector does."""
-        alive = {found["metadata"]["uid"] for found in self.objects.values()}
+    def dependents(self, uid: str) -> Iterator[tuple[Key, Object, Object]]:
+        """What states this owner: key, object, and the reference."""
         for key, found in list(self.objects.items()):
-            owners = found["metadata"].get("ownerReferences") or []
-            orphaned = owners and not any(owner["uid"] in alive for owner in owners)
-            if orphaned and key in self.objects and not found["metadata"].get("deletionTimestamp"):
-                self.delete(key, {}, runs_on_node=runs_on_node(key, found))
+            for reference in found["metadata"].get("ownerReferences") or ():
+                if reference["uid"] == uid:
+                    yield key, found, reference
+
+    def _orphan(self, uid: str) -> None:
+        for key, found, reference in self.dependents(uid):
+            freed = copy.deepcopy(found)
+            freed["metadata"]["ownerReferences"].remove(reference)
+            self.put(key, "MODIFIED", freed)
 
     async def changes(
         self, since: int, matches: Callable[[Key, Object], bool], stopped: Callable[[], bool]
     ) -> Any:
         """What a watch is told, for ever; raises 410 where ``since`` is too long ago."""
         if since < self.oldest:
-            raise expired()
+            raise expired(since, self.oldest)
         while not stopped():
             changed = self.changed
             for change in self._after(since):
@@ -152,10 +169,11 @@ class Store:
     def _after(self, since: int) -> Iterator[Change]:
         return iter([change for change in self.history if change.version > since])
 
-    def _put(self, key: Key, kind: str, new: Object) -> None:
+    def put(self, key: Key, kind: str, new: Object) -> None:
+        """Write one change down, and tell it."""
         self.version += 1
         new["metadata"]["resourceVersion"] = str(self.version)
-        before = self.objects.get(key)
+        before = self.objects.pop(key, None) if kind == "DELETED" else self.objects.get(key)
         if kind != "DELETED":
             self.objects[key] = new
         self.history.append(Change(self.version, key, kind, copy.deepcopy(new), copy.deepcopy(before)))
@@ -167,7 +185,7 @@ class Store:
 def runs_on_node(key: Key, found: Object) -> bool:
     """Whether a kubelet has to end it before it can go."""
     ended = (found.get("status") or {}).get("phase") in ("Succeeded", "Failed")
-    return key[1] == "pods" and bool(found["spec"].get("nodeName")) and not ended
+    return key[:2] == ("", "pods") and bool(found["spec"].get("nodeName")) and not ended
 
 
 def _as_watched(change: Change, matches: Callable[[Key, Object], bool]) -> str | None:

@@ -1,4 +1,4 @@
-"""What a kubelet or a controller asks of the API: plain JSON over HTTP."""
+"""What a kubelet or a controller of the loopback asks of the API: plain JSON over HTTP."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import aiohttp
 
 Object = dict[str, Any]
 MERGE_PATCH = "application/merge-patch+json"
+STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 _AWAY_S = 0.2
+_GONE = (404, 409)
 
 
 class ApiClient:
@@ -25,16 +27,18 @@ class ApiClient:
         """End its connections."""
         await self._session.close()
 
-    async def ask(self, method: str, path: str, body: Object | None = None) -> Object | None:
+    async def ask(
+        self, method: str, path: str, body: Object | None = None, patch: str = MERGE_PATCH
+    ) -> Object | None:
         """The answer; None for 404 and 409."""
-        headers = {"Content-Type": MERGE_PATCH if method == "PATCH" else "application/json"}
+        headers = {"Content-Type": patch if method == "PATCH" else "application/json"}
         data = None if body is None else json.dumps(body)
         while True:
             try:
                 async with self._session.request(
                     method, f"{self._url}{path}", data=data, headers=headers
                 ) as r:
-                    if r.status in (404, 409):
+                    if r.status in _GONE:
                         return None
                     assert r.status < 400, f"{method} {path}: {r.status} {await r.text()}"
                     answer: Object = await r.json()
@@ -49,9 +53,12 @@ class ApiClient:
             assert listed is not None
             yield "SYNC", listed
             version = listed["metadata"]["resourceVersion"]
-            url = f"{self._url}{path}?watch=1&resourceVersion={version}&timeoutSeconds=300"
+            joint = "&" if "?" in path else "?"
+            url = f"{self._url}{path}{joint}watch=1&resourceVersion={version}&timeoutSeconds=300"
             try:
-                async with self._session.get(url, timeout=aiohttp.ClientTimeout(total=None)) as response:
+                async with self._session.get(
+                    url, timeout=aiohttp.ClientTimeout(total=None), read_bufsize=4 << 20
+                ) as response:
                     async for line in response.content:
                         event = json.loads(line)
                         if event["type"] == "ERROR":

@@ -5,41 +5,58 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
-import os
 import signal
 import subprocess
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import aiohttp
-import psutil
 
 from tests.kubernetes.api.store import now
+from tests.kubernetes.api.values import amount
+from tests.kubernetes.kubelet import probes, processes
 from tests.kubernetes.kubelet.client import Object
 
-_UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 10**3, "M": 10**6, "G": 10**9}
-_MEMORY_POLL_S = 0.3
+_MEMORY_POLL_S = 0.4
+_CHUNK = 1 << 16
+_LOG_TAIL = 2048  # bytes of the log that FallbackToLogsOnError keeps
 OOM_KILLED = 137
 
 
-def amount(quantity: str) -> float:
-    """A quantity such as ``1500m``, ``2Gi`` or ``4`` as a number."""
-    for suffix, factor in _UNITS.items():
-        if quantity.endswith(suffix):
-            return float(quantity.removesuffix(suffix)) * factor
-    return float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
+@dataclass(frozen=True)
+class Run:
+    """How a container is to run.
+
+    :param end_message: file whose text becomes the ended container's message.
+    """
+
+    argv: list[str]
+    env: dict[str, str]
+    cwd: str
+    end_message: Path
 
 
 class Container:
     """A container of a pod on this kubelet.
 
-    :param told: called whenever its state changed.
+    :param mark: what its processes are known by.
+    :param grace_s: how long it may take to end when a probe wants it to.
+    :param changed: called whenever its state changed.
+    :param tell: records an event: reason, message.
     """
 
-    def __init__(self, spec: Object, folder: Path, told: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        spec: Object,
+        folder: Path,
+        mark: str,
+        *,
+        grace_s: float,
+        changed: Callable[[], None],
+        tell: Callable[[str, str], None],
+    ) -> None:
         self.spec = spec
         self.name: str = spec["name"]
+        self.mark = f"{mark}/{self.name}"
         self.state: Object = {"waiting": {"reason": "ContainerCreating"}}
         self.last_state: Object = {}
         self.restarts = 0
@@ -47,12 +64,14 @@ class Container:
         self.started = False
         self.process: asyncio.subprocess.Process | None = None
         self._folder = folder
-        self._told = told
+        self._grace_s = grace_s
+        self._changed = changed
+        self._tell = tell
         self._killed_for: str | None = None
 
     @property
     def log(self) -> Path:
-        """Log of the current try; of the last one with ``previous``."""
+        """Log of the current try."""
         return self._folder / f"{self.name}.{self.restarts}.log"
 
     @property
@@ -81,64 +100,77 @@ class Container:
 
     def wait_for(self, reason: str, message: str = "") -> None:
         """Say what the container waits for."""
-        self.state = {"waiting": {"reason": reason, "message": message}}
-        self.ready = False
-        self._told()
+        waiting = {"waiting": {"reason": reason, "message": message}}
+        if waiting != self.state:
+            self.state = waiting
+            self.ready = self.started = False
+            self._changed()
 
-    async def run(self, argv: list[str], env: dict[str, str]) -> int:
+    async def run(self, how: Run) -> int:
         """Run the process to its end; returns its exit code as Kubernetes states it."""
         began = now()
         self._killed_for = None
-        cwd = self.spec.get("workingDir") or str(self._folder)
         try:
-            self.process = await asyncio.create_subprocess_exec(
-                *argv,
-                env=env,
-                cwd=cwd,
-                start_new_session=True,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )
+            self.process = await self._start(how, how.argv)
         except OSError as error:
-            self.log.write_text(f"{_stamp()} {error}\n")
-            return self._end(128, "StartError", str(error), began)
+            self.log.write_text(f"{_stamp()} {error}\n", encoding="utf-8")
+            message = f'failed to start container: exec: "{how.argv[0]}": {error.strerror}'
+            return self._end(128, "StartError", message, began)
         self.state = {"running": {"startedAt": began}}
         self.started = "startupProbe" not in self.spec
         self.ready = self.started and "readinessProbe" not in self.spec
-        self._told()
-        watching = [asyncio.create_task(self._probe(kind)) for kind in _PROBES if kind in self.spec]
+        self._changed()
+        watching = [asyncio.create_task(self._probe(p, how)) for p in probes.PROBES if p in self.spec]
         watching.append(asyncio.create_task(self._watch_memory()))
-        pump = asyncio.create_task(self._pump())
-        code = await self.process.wait()
-        for task in watching:
-            task.cancel()
-        await asyncio.wait([pump], timeout=1)
-        pump.cancel()
+        pump = asyncio.create_task(self._pump(self.process))
+        try:
+            code = await self.process.wait()
+        finally:
+            for task in watching:
+                task.cancel()
+            # What the main process started ends with it, as in a PID namespace.
+            self.kill()
+            await asyncio.wait([pump], timeout=1)
+            pump.cancel()
         code = 128 - code if code < 0 else code
         if self._killed_for == "OOMKilled":
             return self._end(OOM_KILLED, "OOMKilled", "", began)
-        return self._end(code, "Error" if code else "Completed", "", began)
+        message = self._last_words(how.end_message, code)
+        return self._end(code, "Error" if code else "Completed", message, began)
+
+    async def _start(self, how: Run, argv: list[str]) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *argv,
+            # Ray and vLLM rename their processes; without SPT_NOENV that overwrites the mark.
+            env=how.env | {processes.MARK: self.mark, "SPT_NOENV": "1"},
+            cwd=how.cwd,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def _last_words(self, file: Path, code: int) -> str:
+        text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+        if not text and code and self.spec.get("terminationMessagePolicy") == "FallbackToLogsOnError":
+            lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)[-80:]
+            text = "".join(line.partition(" ")[2] for line in lines)
+        return text[-_LOG_TAIL:]
 
     def _end(self, code: int, reason: str, message: str, began: str) -> int:
-        self.ready = False
-        ended = {
-            "exitCode": code,
-            "reason": reason,
-            "message": message,
-            "startedAt": began,
-            "finishedAt": now(),
-        }
-        self.state = {"terminated": ended}
-        self._told()
+        self.ready = self.started = False
+        ended = {"exitCode": code, "reason": reason, "startedAt": began, "finishedAt": now()}
+        self.state = {"terminated": {**ended, **({"message": message} if message else {})}}
+        self._changed()
         return code
 
     async def stop(self, grace_s: float) -> None:
-        """SIGTERM to its process, SIGKILL to its group when the grace is over."""
+        """SIGTERM to its process, SIGKILL to all of it when the grace is over."""
         process = self.process
         if process is None or process.returncode is not None:
             return
-        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(asyncio.shield(process.wait()), grace_s)
         self.kill()
@@ -147,82 +179,66 @@ class Container:
     def kill(self) -> None:
         """SIGKILL to all of it."""
         if self.process:
-            family: list[psutil.Process] = []
-            with contextlib.suppress(psutil.Error):
-                family = psutil.Process(self.process.pid).children(recursive=True)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            for member in family:
-                with contextlib.suppress(psutil.Error):
-                    member.kill()
+            processes.kill(self.mark)
 
-    async def _pump(self) -> None:
-        assert self.process is not None
-        assert self.process.stdout is not None
+    async def _pump(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        rest = b""
         with self.log.open("a", encoding="utf-8", buffering=1) as file:
-            while line := await self.process.stdout.readline():
-                file.write(f"{_stamp()} {line.decode(errors='replace').rstrip()}\n")
+            while chunk := await process.stdout.read(_CHUNK):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    file.write(f"{_stamp()} {line.decode(errors='replace')}\n")
+            if rest:
+                file.write(f"{_stamp()} {rest.decode(errors='replace')}\n")
 
     async def _watch_memory(self) -> None:
         limit = (self.spec.get("resources", {}).get("limits") or {}).get("memory")
-        while limit and self.process:
-            used = 0
-            with contextlib.suppress(psutil.Error):
-                root = psutil.Process(self.process.pid)
-                used = sum(p.memory_info().rss for p in [root, *root.children(recursive=True)])
-            if used > amount(limit):
+        while limit:
+            if processes.memory(processes.of(self.mark)) > amount(limit):
                 self._killed_for = "OOMKilled"
                 self.kill()
                 return
             await asyncio.sleep(_MEMORY_POLL_S)
 
-    async def _probe(self, kind: str) -> None:
+    async def _probe(self, kind: str, how: Run) -> None:
         probe = self.spec[kind]
         passed = failed = 0
-        await asyncio.sleep(probe.get("initialDelaySeconds", 0))
+        await asyncio.sleep(probe.get("initialDelaySeconds") or 0)
         while True:
             if kind == "startupProbe" or self.started:
-                good = await self._passes(probe)
-                passed, failed = (passed + 1, 0) if good else (0, failed + 1)
-                if kind == "startupProbe" and good:
-                    self.started = True
-                    self.ready = "readinessProbe" not in self.spec
-                    self._told()
-                    return
-                if kind == "readinessProbe":
-                    self._judge_ready(probe, passed, failed)
-                elif failed >= probe["failureThreshold"]:
-                    await self.stop(self.spec.get("grace", 5))
+                why = await probes.fault(
+                    probe, self.spec.get("ports") or [], lambda argv: self._start(how, argv)
+                )
+                passed, failed = (passed + 1, 0) if why is None else (0, failed + 1)
+                if why is not None:
+                    self._tell("Unhealthy", f"{kind.removesuffix('Probe').capitalize()} probe failed: {why}")
+                if await self._judge(kind, probe, passed, failed):
                     return
             await asyncio.sleep(probe["periodSeconds"])
 
-    def _judge_ready(self, probe: Object, passed: int, failed: int) -> None:
-        ready = self.ready
-        if passed >= probe["successThreshold"]:
-            ready = True
+    async def _judge(self, kind: str, probe: Object, passed: int, failed: int) -> bool:
+        """Act on a probe's result; True when it is not to be tried again."""
+        if kind == "readinessProbe":
+            ready = self.ready
+            if passed >= probe["successThreshold"]:
+                ready = True
+            elif failed >= probe["failureThreshold"]:
+                ready = False
+            if ready != self.ready:
+                self.ready = ready
+                self._changed()
         elif failed >= probe["failureThreshold"]:
-            ready = False
-        if ready != self.ready:
-            self.ready = ready
-            self._told()
-
-    async def _passes(self, probe: Object) -> bool:
-        http: Any = probe["httpGet"]
-        port = http["port"]
-        if isinstance(port, str):
-            port = next(p["containerPort"] for p in self.spec["ports"] if p["name"] == port)
-        timeout = aiohttp.ClientTimeout(total=probe["timeoutSeconds"])
-        try:
-            async with (
-                aiohttp.ClientSession(timeout=timeout) as session,
-                session.get(f"http://127.0.0.1:{port}{http.get('path', '/')}") as response,
-            ):
-                return 200 <= response.status < 400
-        except (aiohttp.ClientError, asyncio.TimeoutError):
-            return False
-
-
-_PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
+            word = kind.removesuffix("Probe")
+            self._tell("Killing", f"Container {self.name} failed {word} probe, will be restarted")
+            await self.stop(probe.get("terminationGracePeriodSeconds") or self._grace_s)
+            return True
+        elif kind == "startupProbe" and passed:
+            self.started = True
+            self.ready = "readinessProbe" not in self.spec
+            self._changed()
+            return True
+        return False
 
 
 def _stamp() -> str:
