@@ -95,8 +95,7 @@ class PodLauncher:
         try:
             async with self._api.session() as session:
                 session.patience_s = 0.0  # the next look is the retry
-                name = str(where["pod"])
-                seen = await look(session, name, str(where["container"]), await session.get(POD, name))
+                seen = await _look(session, where, await session.get(POD, str(where["pod"])))
         except KubernetesUnreachableError as error:
             return ProcessObservation(None, doing=error.what)
         return _judged(seen, where)
@@ -166,9 +165,15 @@ class PodLauncher:
         return []
 
 
+async def _look(session: Session, where: Mapping[str, Any], pod: Object | None) -> PodSeen:
+    if pod is not None and where.get("uid") not in {None, pod["metadata"]["uid"]}:
+        pod = None  # another one, made later, has its name
+    return await look(session, str(where["pod"]), str(where["container"]), pod)
+
+
 async def _try_to_look(session: Session, where: Mapping[str, Any], found: Sequence[Object]) -> PodSeen | None:
     try:
-        return await look(session, str(where["pod"]), str(where["container"]), found[0] if found else None)
+        return await _look(session, where, found[0] if found else None)
     except KubernetesUnreachableError:
         return None
 
