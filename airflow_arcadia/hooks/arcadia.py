@@ -17,13 +17,13 @@ from airflow_arcadia.config import ArcadiaConfig
 from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError
 from airflow_arcadia.hooks.kubernetes import kubernetes_api
 from airflow_arcadia.kubernetes.api import KubernetesApi
-from airflow_arcadia.kubernetes.collect import collect
 from airflow_arcadia.kubernetes.config_map import read_config_map
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
 from airflow_arcadia.kubernetes.pod_parts import API_KEY, HF_TOKEN, RAY_TOKEN
+from airflow_arcadia.launchers.custom_resource import CustomResourceLauncher
 from airflow_arcadia.launchers.pod import PodLauncher
 from airflow_arcadia.launchers.process import ProcessLauncher
-from airflow_arcadia.launchers.teardown import teardown
+from airflow_arcadia.launchers.teardown import teardown, teardown_in_cluster
 from airflow_arcadia.lease_store import Leases, LeaseStore, default_root
 from airflow_arcadia.ray_cluster.kuberay import KubernetesSite
 from airflow_arcadia.ray_cluster.site import LocalSite, Site
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CONN_ID = "arcadia_default"
 LOCAL_LAUNCHERS = (ProcessLauncher.name,)
-KUBERNETES_LAUNCHERS = (PodLauncher.name,)
+KUBERNETES_LAUNCHERS = (PodLauncher.name, CustomResourceLauncher.name)
 """By where a connection runs workers; the first is the default."""
 
 
@@ -182,12 +182,14 @@ class ArcadiaHook(BaseHook):
     def launcher(self, name: str | None, **settings: Any) -> Launcher:
         """The launcher of that name.
 
-        :param settings: for launching pods: ``settings`` and ``request`` of the launcher.
+        :param settings: what its class takes to launch: ``settings``, and a pod's ``request``.
         """
         chosen = self.launcher_name(name)
         if chosen == ProcessLauncher.name:
             return ProcessLauncher(self.store, self.worker_python)
         api = self.kubernetes
+        if chosen == CustomResourceLauncher.name:
+            return CustomResourceLauncher(api, KubernetesLeases(api), **settings)
         return PodLauncher(api, KubernetesLeases(api), secrets=self.secrets, **settings)
 
     def launchers(self) -> dict[str, Launcher]:
@@ -198,7 +200,7 @@ class ArcadiaHook(BaseHook):
     def end(self, lease: str, *, grace_s: float) -> list[str]:
         """End everything the lease owns; returns what is still there, as text."""
         if self.kubernetes_conn_id:
-            return self.kubernetes.run(lambda session: collect(session, lease, grace_s=grace_s))
+            return teardown_in_cluster(self.kubernetes, lease, self.launchers(), grace_s=grace_s)
         return teardown(self.store, lease, self.launchers(), grace_s=grace_s)
 
     @property

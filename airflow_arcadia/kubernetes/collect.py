@@ -29,7 +29,7 @@ _POLL_S = 0.2
 
 
 async def collect(
-    session: Session, lease: str, *, grace_s: float, budget_s: float | None = None
+    session: Session, lease: str, *, grace_s: float, budget_s: float | None = None, keep_lease: bool = False
 ) -> list[str]:
     """Delete the Lease and all that carries its label; returns what is still there, as text.
 
@@ -37,9 +37,11 @@ async def collect(
 
     :param grace_s: seconds a pod may take to end before the kubelet kills it.
     :param budget_s: seconds to wait beyond that; None waits as long as a collection may take.
+    :param keep_lease: leave the Lease itself: it still says what a later call has to end.
     """
     # The Lease first: whatever is still made meanwhile has an owner that is gone, and is collected.
-    await session.delete(LEASE, lease)
+    if not keep_lease:
+        await session.delete(LEASE, lease)
     labels = selector(labels_of_lease(lease))
     kinds = [*ALWAYS, *[kind for kind in SOMETIMES if await _readable(session, kind, labels)]]
     for kind in reversed(kinds):
@@ -50,7 +52,7 @@ async def collect(
                 await session.delete(kind, metadata["name"], uid=metadata["uid"], grace_s=grace)
     deadline = time.monotonic() + grace_s + (COLLECTION_S if budget_s is None else budget_s)
     while True:
-        left = await _left(session, [LEASE, *kinds], labels)
+        left = await _left(session, kinds if keep_lease else [LEASE, *kinds], labels)
         if not left or time.monotonic() > deadline:
             return left
         await asyncio.sleep(_POLL_S)

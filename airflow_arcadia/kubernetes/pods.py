@@ -121,9 +121,9 @@ def _being_deleted(name: str, pod: Mapping[str, Any]) -> tuple[str, Trouble] | N
     node = (pod.get("spec") or {}).get("nodeName")
     if disruption.get("status") == "True":
         reason = str(disruption.get("reason") or "DisruptionTarget")
-        what = f"Pod {name} is taken from node {node} ({reason}): {_sentence(disruption.get('message'))}"
+        what = f"Pod {name} is taken from node {node} ({reason}): {sentence(disruption.get('message'))}"
         if reason == "DeletionByTaintManager":
-            what = f"Node {node} of pod {name} is lost ({reason}): {_sentence(disruption.get('message'))}"
+            what = f"Node {node} of pod {name} is lost ({reason}): {sentence(disruption.get('message'))}"
         return reason, Trouble(what, GONE, "Clear the run from launch_worker once the cluster has room.")
     return "being deleted", Trouble(
         f"Pod {name} is being deleted.",
@@ -141,7 +141,7 @@ def _ended(name: str, status: Mapping[str, Any], log_tail: Sequence[str]) -> tup
             "DeadlineExceeded": "Raise active_deadline_seconds, then clear the run from launch_worker.",
             "Evicted": "Ask for the memory and disk it needs as requests, then clear from launch_worker.",
         }.get(reason, "Clear the run from launch_worker once the cluster has room.")
-        what = f"Pod {name} was ended by the cluster ({reason}): {_sentence(status.get('message'))}"
+        what = f"Pod {name} was ended by the cluster ({reason}): {sentence(status.get('message'))}"
         return str(reason), Trouble(what, GONE, what_to_do)
     return _terminated(name, status, log_tail, "ended") or (
         "ended",
@@ -193,7 +193,7 @@ def _node_lost(name: str, pod: Mapping[str, Any], events: Sequence[Object]) -> t
         if not contradicts and not marked:
             return None
         said = str((told or {}).get("message") or _condition(status, "Ready").get("message") or "")
-    what = f"Node {spec.get('nodeName')} of pod {name} is lost (NodeNotReady): {_sentence(said)}"
+    what = f"Node {spec.get('nodeName')} of pod {name} is lost (NodeNotReady): {sentence(said)}"
     return "NodeNotReady", Trouble(
         what,
         "Whether the worker still runs there cannot be known.",
@@ -207,7 +207,7 @@ def _cannot_start(
     for container in _containers(status):
         reason = container.waiting.get("reason")
         if reason in _CANNOT_START:
-            message = _sentence(container.waiting.get("message"))
+            message = sentence(container.waiting.get("message"))
             what = f"Container {container.name} of pod {name} cannot start ({reason}): {message}"
             return str(reason), Trouble(what, _KEPT, _CANNOT_START[reason])
         if reason == "CrashLoopBackOff":
@@ -229,7 +229,7 @@ def _unschedulable(
     since = scheduled.get("lastTransitionTime")
     if any(event.get("reason") in _SCALING_UP for event in events) or (since and _seconds(since) > before):
         return None
-    what = f"Pod {name} fits on no node (Unschedulable): {_sentence(scheduled.get('message'))}"
+    what = f"Pod {name} fits on no node (Unschedulable): {sentence(scheduled.get('message'))}"
     return "Unschedulable", Trouble(
         what,
         "The pod waits without a node; the teardown removes it.",
@@ -249,7 +249,7 @@ def _doing(status: Mapping[str, Any], events: Sequence[Object]) -> str:
         return "the cluster to add a node for its pod" if scaling else "its pod to be scheduled"
     pulling = next((e for e in reversed(events) if e.get("reason") in {"Pulling", "Pulled"}), None)
     if pulling is not None and pulling.get("reason") == "Pulling":
-        return f"its image ({_sentence(pulling.get('message'))})"
+        return f"its image ({sentence(pulling.get('message'))})"
     initialising = [
         c.name for c in _containers(status) if c.init and (c.status.get("state") or {}).get("running")
     ]
@@ -270,6 +270,7 @@ def _seconds(text: str) -> float:
     return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
-def _sentence(text: object) -> str:
+def sentence(text: object) -> str:
+    """A message of the cluster's as a sentence of ours."""
     said = str(text or "no reason given").strip()
     return said if said.endswith((".", "!", "?")) else f"{said}."

@@ -10,17 +10,17 @@ from typing import Any
 from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.kubernetes.api import KubernetesApi, Session
 from airflow_arcadia.kubernetes.errors import KubernetesUnreachableError
-from airflow_arcadia.kubernetes.kinds import EVENT, POD, SECRET, SERVICE, WORKER_LABEL, Object, selector
+from airflow_arcadia.kubernetes.kinds import POD, SECRET, SERVICE, WORKER_LABEL, Object, selector
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
+from airflow_arcadia.kubernetes.look import lines_since, look
 from airflow_arcadia.kubernetes.make import make
-from airflow_arcadia.kubernetes.pods import PodSeen, failed_container, observe_pod
+from airflow_arcadia.kubernetes.pods import PodSeen, observe_pod
 from airflow_arcadia.launchers import pod_manifest
 from airflow_arcadia.launchers.pod_settings import PodSettings, refuse_secrets
 from airflow_arcadia.lease import Lease, Owned
 from airflow_arcadia.readiness import ProcessObservation
 from airflow_arcadia.worker import RayConnection, WorkerHandle, WorkerSpec
 
-LOG_LINES = 40  # a traceback of vLLM's with the lines before it
 _LOOK_AGAIN_S = 2.0  # for what changes with time alone: a grace that is over
 _LOG_PAUSE_S = 1.0
 _GONE_S = 60.0  # beyond the pod's grace
@@ -95,7 +95,7 @@ class PodLauncher:
         try:
             async with self._api.session() as session:
                 session.patience_s = 0.0  # the next look is the retry
-                seen = await _look(session, where, await session.get(POD, where["pod"]))
+                seen = await _look(session, where, await session.get(POD, str(where["pod"])))
         except KubernetesUnreachableError as error:
             return ProcessObservation(None, doing=error.what)
         return _judged(seen, where)
@@ -127,11 +127,9 @@ class PodLauncher:
         async with self._api.session() as session:
             while True:
                 try:
-                    async for line in session.follow_log(where["pod"], where["container"], since):
-                        stamp, _, text = line.partition(" ")
-                        if since is None or stamp > since:
-                            since = stamp
-                            yield text
+                    async for stamp, text in lines_since(session, where["pod"], where["container"], since):
+                        since = stamp
+                        yield text
                 except Exception:  # noqa: BLE001, S110 - no log is no reason to end a wait; the watch decides
                     pass
                 await asyncio.sleep(_LOG_PAUSE_S)
@@ -168,19 +166,9 @@ class PodLauncher:
 
 
 async def _look(session: Session, where: Mapping[str, Any], pod: Object | None) -> PodSeen:
-    """The pod with what explains it: events while it does not run, the log of what failed."""
-    name = str(where["pod"])
-    if pod is None:
-        return PodSeen(name, None)
-    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions") or ())
-    events = [] if ready else await session.find(EVENT, fields=f"involvedObject.uid={pod['metadata']['uid']}")
-    events.sort(key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""))
-    failed = failed_container(pod)
-    container, previous = failed or (str(where["container"]), False)
-    lines: list[str] = []
-    if failed or (pod["status"].get("phase") == "Running" and not ready):
-        lines = await session.logs(name, container, LOG_LINES, previous=previous)
-    return PodSeen(name, pod, events, lines)
+    if pod is not None and where.get("uid") not in {None, pod["metadata"]["uid"]}:
+        pod = None  # another one, made later, has its name
+    return await look(session, str(where["pod"]), str(where["container"]), pod)
 
 
 async def _try_to_look(session: Session, where: Mapping[str, Any], found: Sequence[Object]) -> PodSeen | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,24 +86,12 @@ class PodSettings:
             raise ArcadiaConfigError(
                 "The pod's loader has no image.", what_to_do="Give the init container's image."
             )
-        try:
-            self.worker_url.format(service="s", namespace="n", port=1)
-        except (KeyError, ValueError, IndexError) as error:
-            raise ArcadiaConfigError(
-                f"worker_url {self.worker_url!r} has an unknown field: {error}.",
-                what_to_do="Use {service}, {namespace} and {port}.",
-            ) from error
+        check_worker_url(self.worker_url)
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any] | None) -> PodSettings:
         """Settings from a mapping. Raises :class:`ArcadiaConfigError` naming an unknown key."""
-        known = [f.name for f in dataclasses.fields(cls)]
-        for key in raw or {}:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
-                raise ArcadiaConfigError(f"pod has the unknown key {key!r}.", what_to_do=hint)
-        return cls(**(raw or {}))
+        return cls(**known_fields(cls, raw, "pod"))
 
     def require_image(self) -> None:
         """Raise :class:`ArcadiaConfigError` when there is no image to run."""
@@ -114,16 +102,46 @@ class PodSettings:
             )
 
 
-def refuse_secrets(envs: Mapping[str, str]) -> None:
+def known_fields(settings: type[Any], raw: Mapping[str, Any] | None, what: str) -> dict[str, Any]:
+    """The mapping as arguments of that dataclass. Raises :class:`ArcadiaConfigError` naming an unknown key.
+
+    :param what: name of the parameter it was given as.
+    """
+    known = [f.name for f in dataclasses.fields(settings)]
+    for key in raw or {}:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+            raise ArcadiaConfigError(f"{what} has the unknown key {key!r}.", what_to_do=hint)
+    return dict(raw or {})
+
+
+def check_worker_url(url: str) -> None:
+    """Raise :class:`ArcadiaConfigError` for a URL with a field that cannot be filled."""
+    try:
+        url.format(service="s", namespace="n", port=1)
+    except (KeyError, ValueError, IndexError) as error:
+        raise ArcadiaConfigError(
+            f"worker_url {url!r} has an unknown field: {error}.",
+            what_to_do="Use {service}, {namespace} and {port}.",
+        ) from error
+
+
+IN_A_FILE = "into a Secret that full_pod_spec mounts as a file"
+
+
+def refuse_secrets(envs: Iterable[str], instead: str = IN_A_FILE) -> None:
     """Raise :class:`ArcadiaConfigError` for a variable that looks like a secret in clear.
 
     A pod's plain environment is readable by whoever may read pods, and vLLM's Ray executor copies it to every
     Ray worker.
+
+    :param envs: names of the variables.
+    :param instead: where it may be, as part of a sentence.
     """
     for name in envs:
         if _SECRET_NAME.search(name):
             raise ArcadiaConfigError(
                 f"additional_envs has {name}, which looks like a secret, in clear.",
-                what_to_do="Put it into the arcadia connection (API key, hf_token, ray_token), or into a "
-                "Secret that full_pod_spec mounts as a file.",
+                what_to_do=f"Put it into the connection (API key, hf_token, ray_token), or {instead}.",
             )

@@ -26,7 +26,8 @@ class ArcadiaWorkerGroup(TaskGroup):
     ``ArcadiaBatchInferenceOperator`` that starts inside is checked before anything is launched.
 
     :param group_id: the group's id; with the DAG and the run it names the worker.
-    :param model: path of a model folder, or a repository id the worker's environment can load.
+    :param model: path of a model folder, or a repository id the worker's environment can load; for Arcadia's
+        Worker its Model's name, or a reference.
     :param num_gpus: ``NUMBER_GPUS``: above 1 the tensor parallel size, placed on the Ray cluster.
     :param num_workers: how many equal workers; a batch spreads its rows over all of them.
     :param ray_cluster: index (``RAY_CLUSTER_INDEX``), name, or ``"auto"``.
@@ -36,6 +37,8 @@ class ArcadiaWorkerGroup(TaskGroup):
         else a process of this machine.
     :param pod: how the worker's pod is made, fields of
         :class:`~airflow_arcadia.launchers.pod_settings.PodSettings`.
+    :param custom_resource: how Arcadia's Worker is made or taken online, fields of
+        :class:`~airflow_arcadia.launchers.worker_resource_settings.WorkerResourceSettings`.
     :param startup_timeout: seconds the worker may take until the model is ready.
     :param poll_interval: seconds between two looks at a starting worker.
     :param deferrable: wait for the model in the triggerer; None takes Airflow's default.
@@ -50,7 +53,7 @@ class ArcadiaWorkerGroup(TaskGroup):
         self,
         group_id: str,
         *,
-        model: str,
+        model: str | Mapping[str, Any],
         num_gpus: int | str = 1,
         num_workers: int = 1,
         ray_cluster: int | str = 0,
@@ -58,6 +61,7 @@ class ArcadiaWorkerGroup(TaskGroup):
         ray_cluster_spec: Mapping[str, Any] | None = None,
         launcher: str | None = None,
         pod: Mapping[str, Any] | None = None,
+        custom_resource: Mapping[str, Any] | None = None,
         startup_timeout: float = DEFAULT_STARTUP_TIMEOUT_S,
         poll_interval: float = 2.0,
         deferrable: bool | None = None,
@@ -78,7 +82,7 @@ class ArcadiaWorkerGroup(TaskGroup):
             ray_cluster=ray_cluster,
             num_gpus=num_gpus,
             num_workers=num_workers,
-            model=model,
+            model=model if isinstance(model, str) else None,  # a reference is no folder to look into
             create=create,
             ray_cluster_spec=ray_cluster_spec,
             **common,
@@ -95,6 +99,7 @@ class ArcadiaWorkerGroup(TaskGroup):
                 num_gpus=num_gpus,
                 launcher=launcher,
                 pod=pod,
+                custom_resource=custom_resource,
                 index=index,
                 **common,
                 **(worker_kwargs or {}),

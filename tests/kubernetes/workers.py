@@ -66,10 +66,10 @@ class Run:
 
     def launch(self, *, try_number: int = 1, **kwargs: Any) -> dict[str, Any]:
         """The handle."""
-        pod = {"image": self.cluster.python_image, **self.pod}
-        operator = ArcadiaLaunchWorkerOperator(
-            task_id="launch", lease=self.lease, model="m/tiny", pod=pod, **kwargs
-        )
+        usual: dict[str, Any] = {"task_id": "launch", "lease": self.lease, "model": "m/tiny"}
+        if "custom_resource" not in kwargs:
+            usual["pod"] = {"image": self.cluster.python_image, **self.pod}
+        operator = ArcadiaLaunchWorkerOperator(**{**usual, **kwargs})
         self.handle = operator.execute(make_context(self.run_id, try_number=try_number))
         return self.handle
 
