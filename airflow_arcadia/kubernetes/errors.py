@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError
 from airflow_arcadia.kubernetes.kinds import Kind
@@ -115,6 +116,12 @@ def _not_allowed(message: str, verb: str, kind: Kind, namespace: str) -> Kuberne
         return KubernetesQuotaError(
             f"Namespace {namespace} has no room for it: {message}",
             what_to_do="Wait until others end, or raise the ResourceQuota.",
+        )
+    # RBAC names the user who may not; what else is forbidden is refused for what it is, by admission.
+    if not re.search(r"\bcannot \w+ resource\b", message):
+        return KubernetesInvalidError(
+            f"The API server's admission refuses to {verb} {kind.plural} in namespace {namespace}: {message}",
+            what_to_do="Correct what it names, or make it in the cluster first.",
         )
     group = f' of API group "{kind.group}"' if kind.group else ""
     return KubernetesForbiddenError(

@@ -12,6 +12,7 @@ from airflow_arcadia.exceptions import ArcadiaError, RayClusterError
 from airflow_arcadia.operators.ray_cluster import ArcadiaProvisionRayClusterOperator
 from tests.airflow_context import make_context
 from tests.deploy.manifests import documents, rights, role
+from tests.kubernetes.api import collector
 from tests.kubernetes.cluster import Cluster, Loopback
 from tests.kubernetes.workers import STAND_IN, Run, connect, stand_in
 
@@ -36,7 +37,7 @@ def ready(cluster: Cluster, loopback: Loopback, monkeypatch: pytest.MonkeyPatch)
         arcadia_config_map="arcadia-config",
     )
     # A collector slower than any teardown: what is not deleted by name stays.
-    monkeypatch.setattr(loopback.api.store, "collect", lambda: None)
+    monkeypatch.setattr(collector, "collect", lambda store: None)
     loopback.obey([BASE, RAY])
     return loopback
 

@@ -16,7 +16,7 @@ def answer(status: int, message: str, verb: str = "create", name: str | None = N
 
 
 def test_a_missing_right_names_the_verb_and_the_resource():
-    error = answer(403, 'User "a" cannot watch', "watch", kind=RAY_CLUSTER)
+    error = answer(403, 'User "a" cannot watch resource "rayclusters"', "watch", kind=RAY_CLUSTER)
     assert isinstance(error, errors.KubernetesForbiddenError)
     assert not error.retryable
     assert 'may not watch rayclusters of API group "ray.io" in namespace ns' in str(error)
@@ -27,6 +27,21 @@ def test_a_quota_may_be_free_again_and_a_missing_right_not():
     quota = answer(403, 'pods "p" is forbidden: exceeded quota: q, requested: pods=1, used: pods=1')
     assert isinstance(quota, errors.KubernetesQuotaError)
     assert quota.retryable
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'pods "p" is forbidden: no PriorityClass with name urgent was found',
+        'pods "p" is forbidden: violates PodSecurity "restricted:latest": host namespaces',
+        'admission webhook "policy.test" denied the request: no',
+    ],
+)
+def test_what_admission_refuses_is_not_told_as_a_missing_right(said: str):
+    error = answer(403, said)
+    assert isinstance(error, errors.KubernetesInvalidError)
+    assert said in str(error)
+    assert "Role" not in str(error)
 
 
 def test_an_absent_object_is_told_from_a_kind_the_cluster_does_not_know():
