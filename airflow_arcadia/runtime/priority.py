@@ -16,7 +16,7 @@ import psutil
 from airflow_arcadia.runtime.guard import descendants
 
 FEW_CPUS = 4
-NICENESS = 10
+NICENESS = int(os.environ.get('VLLM_LAB_NICE', '10'))
 _ENGINE = "VLLM::"  # how vLLM names the processes of its engine
 
 
