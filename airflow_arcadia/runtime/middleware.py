@@ -204,6 +204,7 @@ class ArcadiaMiddleware:
             if message["type"] == "lifespan.startup.complete":
                 loop = asyncio.get_running_loop()
                 loop.add_signal_handler(signal.SIGUSR1, self._start_draining)
+                settle_environment()
                 self._tasks.append(asyncio.create_task(self._open()))
             await send(message)
 
@@ -271,6 +272,14 @@ class ArcadiaMiddleware:
         else:
             kind = "invalid_api_key" if status == 401 else "service_unavailable"
             await respond(send, status, {"error": {"message": message, "type": kind, "code": status}})
+
+
+def settle_environment() -> None:
+    """Let vLLM look its environment variables up once, as its engine does, instead of for every token."""
+    with suppress(ImportError, AttributeError):
+        from vllm.envs import enable_envs_cache
+
+        enable_envs_cache()
 
 
 async def _send_part(send: Send, answer: dict[str, Any]) -> None:
