@@ -30,6 +30,8 @@ from airflow_arcadia.exceptions import BatchError, BatchInputError
 
 log = logging.getLogger(__name__)
 
+_LOOK = 0.002
+"""Seconds between two looks for the first endpoint that is up."""
 _TICK = 0.1
 """Seconds between two looks at what no answer triggers: a wish to stop, late answers, progress."""
 
@@ -173,7 +175,7 @@ class _Run:
                 raise unreachable(self._servers, self._spec.endpoint_timeout_s)
             if self._error is not None:
                 raise self._error
-            await asyncio.sleep(_TICK / 10)
+            await asyncio.sleep(_LOOK)
 
     def _claim(self) -> Job:
         """Take over the job's folder, with everything in it that sending rows needs."""

@@ -27,12 +27,11 @@ async def handle(desk: Desk, scope: Scope, receive: Receive, send: Send) -> None
         return
     bundle = _Bundle(desk)
     tasks = [asyncio.create_task(bundle.answer(*row)) for row in enumerate(rows)]
-    leaving = asyncio.create_task(_wait_for_leave(receive, tasks))
+    tasks.append(asyncio.create_task(bundle.wait_for_leave(receive)))
     try:
         await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
         await bundle.send_all(len(rows), send)
     finally:
-        leaving.cancel()
         for task in tasks:
             task.cancel()
 
@@ -44,6 +43,7 @@ class _Bundle:
         self._desk = desk
         self._lines: list[bytes] = []
         self._more = asyncio.Event()
+        self._left = False
 
     async def answer(self, number: int, row: tuple[str, bytes]) -> None:
         try:
@@ -53,21 +53,23 @@ class _Bundle:
         self._lines.append(pack_answer(number, answer))
         self._more.set()
 
+    async def wait_for_leave(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._left = True
+        self._more.set()
+
     async def send_all(self, count: int, send: Send) -> None:
+        """Send lines until there is one for each row, or nobody to read them."""
         while count:
             await self._more.wait()
+            if self._left:
+                return
             self._more.clear()
             lines, self._lines = self._lines, []
             count -= len(lines)
             await send({"type": "http.response.body", "body": b"".join(lines), "more_body": True})
         await send({"type": "http.response.body", "body": b""})
-
-
-async def _wait_for_leave(receive: Receive, tasks: list[asyncio.Task[None]]) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    for task in tasks:
-        task.cancel()
 
 
 async def _refuse(send: Send, status: int, message: str) -> None:

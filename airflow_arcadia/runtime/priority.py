@@ -17,7 +17,7 @@ from airflow_arcadia.runtime.guard import descendants
 
 FEW_CPUS = 4
 NICENESS = int(os.environ.get('VLLM_LAB_NICE', '10'))
-_ENGINE = "VLLM::"  # how vLLM names the processes of its engine
+_ENGINE = os.environ.get("VLLM_LAB_WHO", "VLLM::")  # how vLLM names the processes of its engine
 
 
 def yield_to_server() -> None:
