@@ -26,7 +26,7 @@ other counts for ``/load``, where that is switched on."""
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class _Endpoint:
     """A FastAPI endpoint of a request model and the raw request.
 
     :param call: the endpoint; its keywords are ``body_name`` and ``request_name``.
@@ -50,7 +50,7 @@ class Desk:
 
     def __init__(self, app: App, scope: Scope) -> None:
         self._app, self._scope = app, scope
-        self._endpoints: dict[str, Endpoint | None] = {}
+        self._endpoints: dict[str, _Endpoint | None] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self.rows = 0
         """Rows that are being answered."""
@@ -98,7 +98,7 @@ class Desk:
         return None
 
 
-def find_endpoint(app: Any, url: str) -> Endpoint | None:
+def find_endpoint(app: Any, url: str) -> _Endpoint | None:
     """The endpoint for a URL, if it has the form that vLLM's have."""
     state = getattr(app, "state", None)
     if getattr(state, "enable_server_load_tracking", False):
@@ -109,7 +109,7 @@ def find_endpoint(app: Any, url: str) -> Endpoint | None:
     return None
 
 
-def _read(function: Any) -> Endpoint | None:
+def _read(function: Any) -> _Endpoint | None:
     while getattr(getattr(function, "__code__", None), "co_qualname", None) in _KNOWN_WRAPPERS:
         function = function.__wrapped__
     if function is None or hasattr(function, "__wrapped__"):
@@ -123,7 +123,7 @@ def _read(function: Any) -> Endpoint | None:
     if len(models) != 1 or len(requests) != 1 or len(types) != 2:
         return None
     parse = types[models[0]].model_validate_json
-    return Endpoint(function, parse, models[0], requests[0], types[requests[0]])
+    return _Endpoint(function, parse, models[0], requests[0], types[requests[0]])
 
 
 class _Exchange:

@@ -1,8 +1,9 @@
-"""Keep an engine that waits by spinning from starving the server in front of it.
+"""Keep an engine core that waits by spinning from starving the server in front of it.
 
-vLLM's engine core and its CPU ranks poll without rest. Where CPUs are few, the server's own threads then
-wait so long for one that requests reach the engine one at a time (measured on 2 CPUs: 1,024 rows in 5 s, or
-now and then in 30 to 60 s). A lower priority costs the engine nothing while the server has nothing to do.
+vLLM's engine core polls for its ranks' results without rest. Where CPUs are few, the server's own threads then
+wait so long for one that requests reach the engine one at a time (measured on 2 CPUs: 1,024 rows in 5 s, or now
+and then in 30 to 60 s). A lower priority costs the core nothing while the server has nothing to do. The ranks
+keep theirs: each is bound to CPUs of its own, and what it is late with, every row is late with.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ import psutil
 from airflow_arcadia.runtime.guard import descendants
 
 FEW_CPUS = 4
-NICENESS = int(os.environ.get('VLLM_LAB_NICE', '10'))
-_ENGINE = os.environ.get("VLLM_LAB_WHO", "VLLM::")  # how vLLM names the processes of its engine
+NICENESS = 10
+_CORE = "VLLM::EngineCore"  # how vLLM names the process
 
 
 def yield_to_server() -> None:
-    """Lower the priority of every thread of the engine's processes, where CPUs are few."""
+    """Lower the priority of every thread of the engine's core, where CPUs are few."""
     if len(os.sched_getaffinity(0)) > FEW_CPUS:
         return
     for process in descendants():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.name().startswith(_ENGINE):
+            if process.name().startswith(_CORE):
                 lower(process.pid)
 
 

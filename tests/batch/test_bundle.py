@@ -20,7 +20,9 @@ def test_a_line_without_json_is_refused():
 
 
 @given(
-    st.lists(st.tuples(st.integers(100, 599), st.text(st.characters(codec="utf-8")), st.none() | st.just("7"))),
+    st.lists(
+        st.tuples(st.integers(100, 599), st.text(st.characters(codec="utf-8")), st.none() | st.just("7"))
+    ),
     st.integers(1, 40),
 )
 def test_answers_are_read_wherever_the_chunks_end(parts, size):
@@ -33,7 +35,7 @@ def test_answers_are_read_wherever_the_chunks_end(parts, size):
 
 
 def test_a_message_of_several_lines_becomes_one():
-    (number, answer), = Answers().feed(pack_answer(3, Response(502, b"Bad\nGateway", "Wed, 21 Oct")))
+    ((number, answer),) = Answers().feed(pack_answer(3, Response(502, b"Bad\nGateway", "Wed, 21 Oct")))
     assert (number, answer) == (3, Response(502, b"Bad Gateway", "Wed,_21_Oct"))
 
 

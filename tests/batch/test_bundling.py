@@ -92,7 +92,9 @@ async def test_a_refused_bundle_refuses_each_of_its_rows():
         client = BundlingClient(HttpClient(engine.url, "right"))
         await asyncio.gather(*post(client, "one"))
         engine.api_key = "changed"
-        assert [response.status for response in await asyncio.gather(*post(client, "two", "three"))] == [401] * 2
+        assert [response.status for response in await asyncio.gather(*post(client, "two", "three"))] == [
+            401
+        ] * 2
         assert engine.seen == {"one": 1}
 
 
