@@ -31,10 +31,9 @@ from airflow_arcadia.batch.work import Work, WorkQueue
 from airflow_arcadia.batch.writer import SegmentWriter
 from airflow_arcadia.exceptions import BatchError, BatchInputError
 
-
 _BEGIN_TOGETHER = 16
-"""Lanes that read their first row in the same turn of the event loop: the first rows are on their way, and the
-engine at work, while the last ones are still read."""
+"""Lanes that read their first row in the same turn of the event loop: the first rows are on their way, and
+the engine at work, while the last ones are still read."""
 
 
 class _Asked(NamedTuple):

@@ -1,4 +1,4 @@
-"""A FastAPI application as vLLM's is: endpoints of a request model and the raw request, and its decorators."""
+"""A FastAPI application like vLLM's: endpoints of a request model and the raw request, in its decorators."""
 
 import asyncio
 import functools

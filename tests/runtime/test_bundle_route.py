@@ -100,16 +100,23 @@ async def test_a_client_that_goes_away_ends_its_rows():
 
 @pytest.mark.parametrize(("method", "data", "status"), [("POST", b"nonsense", 400), ("PUT", b"", 405)])
 async def test_what_is_no_bundle_is_refused(method, data, status):
-    async with worker() as (url, _), aiohttp.ClientSession() as session:
-        async with session.request(method, url + PATH, data=data) as response:
-            assert response.status == status
-            assert (await response.json())["error"]["code"] == status
+    async with (
+        worker() as (url, _),
+        aiohttp.ClientSession() as session,
+        session.request(method, url + PATH, data=data) as response,
+    ):
+        assert response.status == status
+        assert (await response.json())["error"]["code"] == status
 
 
 async def test_rows_beyond_the_three_urls_get_no_answer():
-    async with worker() as (url, _), aiohttp.ClientSession() as session:
-        async with session.post(url + PATH, data=pack([("/v1/batches", b"{}")])) as response:
-            assert (await response.read()).startswith(b"0 404 ")
+    data = pack([("/v1/batches", b"{}")])
+    async with (
+        worker() as (url, _),
+        aiohttp.ClientSession() as session,
+        session.post(url + PATH, data=data) as response,
+    ):
+        assert (await response.read()).startswith(b"0 404 ")
 
 
 async def test_a_batch_over_http_sends_its_rows_past_the_middleware(tmp_path):
