@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint demo up down bench lock clean distclean
+.PHONY: help setup test test-kubernetes lint demo up down bench lock clean distclean
 
 # Any Python finds a 3.11 by itself; name one with PYTHON=/path/to/python3.11.
 PYTHON ?= python3
@@ -12,13 +12,16 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make what is missing: both environments and the test model
 	@$(ENVIRONMENTS) setup
 
 test: setup ## run the whole test suite, the real end-to-end included
 	$(BIN)/python -m pytest $(ARGS)
+
+test-kubernetes: setup ## run the Kubernetes suite alone; on a real cluster with ARCADIA_TEST_KUBECONFIG
+	$(BIN)/python -m pytest tests/kubernetes $(ARGS)
 
 lint: setup ## ruff, mypy --strict and the layers
 	$(BIN)/ruff check .

@@ -58,7 +58,10 @@ class Owned:
 
 @dataclass(frozen=True)
 class Lease:
-    """Who owns what, until when."""
+    """Who owns what, until when.
+
+    :param uid: uid of the Kubernetes Lease that it is kept in; empty for a file.
+    """
 
     name: str
     identity: Identity
@@ -67,6 +70,7 @@ class Lease:
     duration_s: float = DEFAULT_DURATION_S
     owned: tuple[Owned, ...] = ()
     released: bool = False
+    uid: str = ""
 
     @property
     def expires_at(self) -> float:

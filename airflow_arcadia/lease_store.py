@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import json
@@ -12,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 from airflow_arcadia.exceptions import ArcadiaError
 from airflow_arcadia.lease import DEFAULT_DURATION_S, Identity, Lease
@@ -30,6 +32,31 @@ def default_root() -> Path:
 
 class LeaseError(ArcadiaError):
     """A lease that is needed is not there."""
+
+
+def no_such_lease(name: str) -> LeaseError:
+    """The error for a lease that was never reserved, or was torn down."""
+    return LeaseError(
+        f"Lease {name} does not exist.",
+        still_running="What it owned was ended with it.",
+        what_to_do="Clear the run from its reserve task, so that it reserves a new one.",
+    )
+
+
+class Leases(Protocol):
+    """Where leases are kept: files of one machine, or Lease objects of a cluster."""
+
+    def reserve(self, identity: Identity, now: float, duration_s: float = DEFAULT_DURATION_S) -> Lease:
+        """The lease of ``identity``: a new one, or the one reserved before, renewed."""
+
+    def read(self, name: str) -> Lease | None:
+        """The lease, or None when there is none. Raises when it cannot be read."""
+
+    def update(self, name: str, change: Callable[[Lease], Lease]) -> Lease:
+        """Change it, alone. Raises :class:`LeaseError` when there is no such lease."""
+
+    async def renew(self, name: str, now: float) -> None:
+        """Renew it, from asynchronous code. Raises :class:`LeaseError` when there is no such lease."""
 
 
 class LeaseStore:
@@ -71,11 +98,11 @@ class LeaseStore:
                 found = self.read(name)
                 if found is not None:
                     return self._write(change(found))
-        raise LeaseError(
-            f"Lease {name} does not exist.",
-            still_running="What it owned was ended with it.",
-            what_to_do="Clear the run from its reserve task, so that it reserves a new one.",
-        )
+        raise no_such_lease(name)
+
+    async def renew(self, name: str, now: float) -> None:
+        """Renew it, from asynchronous code."""
+        await asyncio.to_thread(self.update, name, lambda held: held.renew(now))
 
     def remove(self, name: str) -> None:
         """Remove the lease and everything beside it; nothing happens when it is gone already."""

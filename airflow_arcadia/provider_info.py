@@ -43,8 +43,16 @@ def get_provider_info() -> dict[str, Any]:
                 "conn-fields": {
                     "arcadia_config": _text("arcadia-config file", "Path of the arcadia-config file"),
                     "arcadia_config_yaml": _text("arcadia-config YAML", "Its text; wins over the file"),
+                    "arcadia_config_map": _text(
+                        "arcadia-config ConfigMap", "Its name, for workers in a cluster"
+                    ),
+                    "kubernetes_conn_id": _text(
+                        "Kubernetes connection", "Workers are pods there; empty: processes of this machine"
+                    ),
+                    "namespace": _text("Namespace", "Of the workers; default the Kubernetes connection's"),
                     "worker_python": _text("Worker's Python", "For workers run as local processes"),
                     "state_dir": _text("State directory", "Leases and logs; default $AIRFLOW_HOME/arcadia"),
+                    "hf_token": _text("Hugging Face token", "For workers in a cluster", secret=True),
                     "ray_token": _text(
                         "Ray token", "For Ray clusters with token authentication", secret=True
                     ),

@@ -16,17 +16,34 @@ _CAUSE = re.compile(r"(?:^|\s)(\w[\w.]*(?:Error|Exception|Killed)\b: .+|arcadia:
 
 
 @dataclass(frozen=True)
+class Trouble:
+    """Why a worker will not run, where its launcher knows better than a log does.
+
+    :param what: one sentence with the cause.
+    :param still_running: one sentence.
+    """
+
+    what: str
+    still_running: str
+    what_to_do: str
+
+
+@dataclass(frozen=True)
 class ProcessObservation:
     """What is known of the worker's process, wherever it runs.
 
     :param alive: True, False, or None when it could not be read ("could not read" is never "absent").
     :param exit_reason: for a dead one, how it ended: ``exit code 1``, ``OOMKilled``, …
     :param log_tail: its last log lines, oldest first.
+    :param trouble: for one that is dead or cannot start, the cause where it is known.
+    :param doing: what it waits for before it runs, as part of a sentence.
     """
 
     alive: bool | None
     exit_reason: str | None = None
     log_tail: Sequence[str] = ()
+    trouble: Trouble | None = None
+    doing: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,6 +133,9 @@ def likely_cause(log_tail: Sequence[str]) -> str | None:
 
 
 def _dead(process: ProcessObservation) -> Failed:
+    if process.trouble:
+        known = process.trouble
+        return Failed(known.what, known.still_running, known.what_to_do, process.log_tail)
     how = f" ({process.exit_reason})" if process.exit_reason else ""
     cause = likely_cause(process.log_tail)
     return Failed(
@@ -129,6 +149,8 @@ def _dead(process: ProcessObservation) -> Failed:
 def _missing(seen: Observation) -> str:
     if seen.process.alive is None:
         what = "its process to be readable"
+    elif seen.process.doing:
+        return seen.process.doing
     elif not seen.answers:
         what = "the worker to serve the model"
     elif not seen.listed:

@@ -234,7 +234,6 @@ class WorkerHandle:
     :param launcher: which launcher made it and can observe and end it: ``process``, ``pod``, …
     :param url: base URL, e.g. ``http://127.0.0.1:21002``.
     :param controller_address: URL of the controller it registers with, if any.
-    :param api_key_file: file holding the API key on the Airflow side, if any.
     :param where: what the launcher needs to find it: ``pid`` and ``started_at`` (process), namespace and
         pod name (pod). ``log`` is where its output goes.
     """
@@ -246,7 +245,6 @@ class WorkerHandle:
     served_model_name: str
     num_gpus: int
     controller_address: str | None = None
-    api_key_file: str | None = None
     ray: RayConnection | None = None
     where: Mapping[str, Any] = field(default_factory=dict)
 

@@ -2,9 +2,12 @@
 
 Defaults come from the environment of Airflow's components, so that the file is used as it is:
 ``ARCADIA_MODEL``, ``ARCADIA_INPUT``, ``ARCADIA_OUTPUT``, ``ARCADIA_NUM_GPUS``. Input and output may carry
-strftime placeholders (``%Y-%m-%d``) of the run's date.
+strftime placeholders (``%Y-%m-%d``) of the run's date. Where the connection names a Kubernetes cluster,
+``ARCADIA_POD`` (JSON, fields of ``PodSettings``) says how the worker's pod is made, and
+``ARCADIA_RAY_CLUSTER`` (JSON, fields of ``KubeRaySpec``) how a Ray cluster is.
 """
 
+import json
 import os
 
 import pendulum
@@ -92,7 +95,11 @@ with (
         num_gpus="{{ params.num_gpus }}",
         ray_cluster="{{ params.ray_cluster }}",
         create="{{ params.create_ray_cluster }}",
-        ray_cluster_spec={"num_gpus": "{{ params.num_gpus }}"},
+        ray_cluster_spec={
+            "num_gpus": "{{ params.num_gpus }}",
+            **json.loads(os.environ.get("ARCADIA_RAY_CLUSTER", "{}")),
+        },
+        pod=json.loads(os.environ.get("ARCADIA_POD", "null")),
         worker_kwargs={
             "dtype": "{{ params.dtype }}",
             "max_model_len": "{{ params.max_model_len }}",

@@ -21,16 +21,24 @@ class DictStore(dict[str, Any]):
         self.pop(key, None)
 
 
-def make_context(run_id: str = "manual__1", dag_id: str = "dag", **states: str) -> dict[str, Any]:
+def make_context(
+    run_id: str = "manual__1", dag_id: str = "dag", try_number: int = 1, **states: str
+) -> dict[str, Any]:
     """What ``execute`` gets; ``states`` are those of the run's tasks by task id."""
 
     def get_task_states(*, dag_id: str, run_ids: list[str], task_ids: list[str]) -> dict[str, dict[str, str]]:
         return {run: {task: state for task, state in states.items() if task in task_ids} for run in run_ids}
 
     ti = SimpleNamespace(
-        dag_id=dag_id, run_id=run_id, task_id="task", map_index=-1, get_task_states=get_task_states
+        dag_id=dag_id,
+        run_id=run_id,
+        task_id="task",
+        map_index=-1,
+        try_number=try_number,
+        get_task_states=get_task_states,
     )
-    return {"ti": ti, "run_id": run_id, "task_state_store": DictStore()}
+    dag = SimpleNamespace(dag_id=dag_id)
+    return {"ti": ti, "run_id": run_id, "dag": dag, "task_state_store": DictStore()}
 
 
 def set_connection(monkeypatch: pytest.MonkeyPatch, password: str | None = None, **extra: Any) -> None:

@@ -5,22 +5,36 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 
 from airflow_arcadia.config import ArcadiaConfig
 from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError
+from airflow_arcadia.hooks.kubernetes import kubernetes_api
+from airflow_arcadia.kubernetes.api import KubernetesApi
+from airflow_arcadia.kubernetes.config_map import read_config_map
+from airflow_arcadia.kubernetes.leases import KubernetesLeases
+from airflow_arcadia.kubernetes.pod_parts import API_KEY, HF_TOKEN, RAY_TOKEN
+from airflow_arcadia.launchers.custom_resource import CustomResourceLauncher
+from airflow_arcadia.launchers.pod import PodLauncher
 from airflow_arcadia.launchers.process import ProcessLauncher
-from airflow_arcadia.lease_store import LeaseStore, default_root
+from airflow_arcadia.launchers.teardown import teardown, teardown_in_cluster
+from airflow_arcadia.lease_store import Leases, LeaseStore, default_root
+from airflow_arcadia.ray_cluster.kuberay import KubernetesSite
+from airflow_arcadia.ray_cluster.site import LocalSite, Site
 
 if TYPE_CHECKING:
     from airflow_arcadia.launchers.base import Launcher
 
 DEFAULT_CONN_ID = "arcadia_default"
+LOCAL_LAUNCHERS = (ProcessLauncher.name,)
+KUBERNETES_LAUNCHERS = (PodLauncher.name, CustomResourceLauncher.name)
+"""By where a connection runs workers; the first is the default."""
 
 
 class ArcadiaHook(BaseHook):
@@ -34,7 +48,12 @@ class ArcadiaHook(BaseHook):
     extra ``arcadia_config_yaml`` arcadia-config itself, as YAML; wins over the path
     extra ``worker_python``       Python of the worker's environment, for the process launcher
     extra ``state_dir``           where leases, logs and local secrets live; default ``$AIRFLOW_HOME/arcadia``
+    extra ``arcadia_config_map``  name of the ConfigMap that holds arcadia-config under the key ``config``
     extra ``ray_token``           token of Ray clusters that ask for one
+    extra ``hf_token``            Hugging Face token of workers in a cluster
+    extra ``kubernetes_conn_id``  connection of type ``kubernetes``: workers are pods there; without one they
+                                  are processes of this machine
+    extra ``namespace``           namespace of the workers; default the kubernetes connection's
     ============================= ======================================================================
 
     :param arcadia_conn_id: id of the connection.
@@ -49,21 +68,39 @@ class ArcadiaHook(BaseHook):
         super().__init__()
         self.arcadia_conn_id = arcadia_conn_id
         self._connection: Any = None
+        self._extras: Mapping[str, Any] | None = None
+        self._kubernetes_extras: Mapping[str, Any] | None = None
+
+    @classmethod
+    async def loaded(cls, arcadia_conn_id: str) -> ArcadiaHook:
+        """A hook that has read its connections already: in a trigger nothing may block later."""
+        hook = cls(arcadia_conn_id)
+        try:
+            hook._connection = await get_async_connection(arcadia_conn_id)
+        except AirflowNotFoundException as error:
+            raise _no_connection(arcadia_conn_id) from error
+        hook._extras = await get_async_extra_dejson(hook._connection)
+        if hook.kubernetes_conn_id:
+            found = await get_async_connection(hook.kubernetes_conn_id)
+            hook._kubernetes_extras = await get_async_extra_dejson(found)
+        return hook
 
     def get_conn(self) -> Any:
         """The Airflow connection. Raises :class:`ArcadiaConfigError` when there is none of that id."""
         if self._connection is None:
-            try:
-                self._connection = self.get_connection(self.arcadia_conn_id)
-            except AirflowNotFoundException as error:
-                raise ArcadiaConfigError(
-                    f"Airflow has no connection {self.arcadia_conn_id!r}.",
-                    what_to_do="Add one of type arcadia, or name another arcadia_conn_id.",
-                ) from error
+            self._connection = self._read(self.arcadia_conn_id)
         return self._connection
 
+    def _read(self, conn_id: str) -> Any:
+        try:
+            return self.get_connection(conn_id)
+        except AirflowNotFoundException as error:
+            raise _no_connection(conn_id) from error
+
     def _extra(self, key: str) -> str | None:
-        value = self.get_conn().extra_dejson.get(key)
+        if self._extras is None:
+            self._extras = self.get_conn().extra_dejson
+        value = self._extras.get(key)
         return str(value) if value not in (None, "") else None
 
     @property
@@ -73,37 +110,121 @@ class ArcadiaHook(BaseHook):
             return ArcadiaConfig.from_yaml(text)
         if path := self._extra("arcadia_config"):
             return ArcadiaConfig.from_file(path)
+        if name := self._extra("arcadia_config_map"):
+            return ArcadiaConfig.from_yaml(
+                self.kubernetes.run(lambda session: read_config_map(session, name))
+            )
         raise ArcadiaConfigError(
             f"Connection {self.arcadia_conn_id!r} says nothing about arcadia-config.",
-            what_to_do="Set its extra arcadia_config to the file's path, or arcadia_config_yaml to its text.",
+            what_to_do="Set its extra arcadia_config to the file's path, arcadia_config_yaml to its text, or "
+            "arcadia_config_map to its ConfigMap.",
         )
 
     @property
+    def kubernetes_conn_id(self) -> str | None:
+        """The ``kubernetes`` connection to run in, or None to run on this machine."""
+        return self._extra("kubernetes_conn_id")
+
+    @property
+    def kubernetes(self) -> KubernetesApi:
+        """The namespace to run in. Raises :class:`ArcadiaConfigError` where no cluster is named."""
+        conn_id = self.kubernetes_conn_id
+        if conn_id is None:
+            raise ArcadiaConfigError(
+                f"Connection {self.arcadia_conn_id!r} names no Kubernetes cluster.",
+                what_to_do="Set its extra kubernetes_conn_id to a connection of type kubernetes.",
+            )
+        if self._kubernetes_extras is None:
+            self._kubernetes_extras = self._read(conn_id).extra_dejson
+        return kubernetes_api(self._kubernetes_extras, self._extra("namespace"))
+
+    @property
     def store(self) -> LeaseStore:
-        """Where this machine's leases are."""
+        """Where leases of this machine are, and secret files and logs beside them."""
         root = self._extra("state_dir")
         return LeaseStore(Path(root) if root else default_root())
+
+    @property
+    def leases(self) -> Leases:
+        """Where leases are: in the cluster where there is one, else on this machine."""
+        return KubernetesLeases(self.kubernetes) if self.kubernetes_conn_id else self.store
+
+    def site(self, lease: str) -> Site:
+        """Where Ray clusters are found and made for workers of that lease."""
+        if self.kubernetes_conn_id:
+            api = self.kubernetes
+            return KubernetesSite(api, KubernetesLeases(api), self._extra("ray_token"))
+        return LocalSite(self.store, self.worker_python, self.ray_token_file(lease))
 
     @property
     def worker_python(self) -> str:
         """Python of the worker's environment: vLLM's pins and Airflow's need not meet in one."""
         return self._extra("worker_python") or os.environ.get("ARCADIA_WORKER_PYTHON") or sys.executable
 
-    def launcher(self, name: str) -> Launcher:
-        """The launcher of that name. Raises :class:`ArcadiaConfigError` naming those that exist."""
-        return make_launcher(name, self.store, self.worker_python)
+    def launcher_name(self, name: str | None) -> str:
+        """The launcher asked for, or the default: a pod where the connection names a cluster.
+
+        Raises :class:`ArcadiaConfigError` naming those that this connection can use.
+        """
+        usable = KUBERNETES_LAUNCHERS if self.kubernetes_conn_id else LOCAL_LAUNCHERS
+        if name in {None, ""}:
+            return usable[0]
+        if name not in usable:
+            where = "in a cluster" if self.kubernetes_conn_id else "on this machine"
+            raise ArcadiaConfigError(
+                f"There is no launcher {name!r} for connection {self.arcadia_conn_id!r}, which "
+                f"runs workers {where}.",
+                what_to_do=f"Use {' or '.join(map(repr, usable))}, or a connection "
+                f"{'without' if self.kubernetes_conn_id else 'with'} kubernetes_conn_id.",
+            )
+        return str(name)
+
+    def launcher(self, name: str | None, **settings: Any) -> Launcher:
+        """The launcher of that name.
+
+        :param settings: what its class takes to launch: ``settings``, and a pod's ``request``.
+        """
+        chosen = self.launcher_name(name)
+        if chosen == ProcessLauncher.name:
+            return ProcessLauncher(self.store, self.worker_python)
+        api = self.kubernetes
+        if chosen == CustomResourceLauncher.name:
+            return CustomResourceLauncher(api, KubernetesLeases(api), **settings)
+        return PodLauncher(api, KubernetesLeases(api), secrets=self.secrets, **settings)
 
     def launchers(self) -> dict[str, Launcher]:
-        """Every launcher by name: what a teardown may need."""
-        return {ProcessLauncher.name: self.launcher(ProcessLauncher.name)}
+        """Every launcher of this connection by name: what a watch may need."""
+        usable = KUBERNETES_LAUNCHERS if self.kubernetes_conn_id else LOCAL_LAUNCHERS
+        return {name: self.launcher(name) for name in usable}
+
+    def end(self, lease: str, *, grace_s: float) -> list[str]:
+        """End everything the lease owns; returns what is still there, as text."""
+        if self.kubernetes_conn_id:
+            return teardown_in_cluster(self.kubernetes, lease, self.launchers(), grace_s=grace_s)
+        return teardown(self.store, lease, self.launchers(), grace_s=grace_s)
+
+    @property
+    def api_key(self) -> str | None:
+        """The workers' API key, if they ask for one."""
+        return self.get_conn().password or None
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """What workers of a cluster may know, by the names of their Secret's keys."""
+        found = {
+            API_KEY: self.api_key,
+            RAY_TOKEN: self._extra("ray_token"),
+            HF_TOKEN: self._extra("hf_token"),
+        }
+        return {key: value for key, value in found.items() if value}
 
     def api_key_file(self, lease_name: str) -> str | None:
         """File with the workers' API key under the lease (mode 0600); None when the connection has none."""
-        return self._secret_file(lease_name, "api-key", self.get_conn().password)
+        return self._secret_file(lease_name, API_KEY, self.api_key)
 
     def ray_token_file(self, lease_name: str) -> str | None:
         """File with Ray's token under the lease (mode 0600); None when the connection has none."""
-        return self._secret_file(lease_name, "ray-token", self._extra("ray_token"))
+        return self._secret_file(lease_name, RAY_TOKEN, self._extra("ray_token"))
 
     def _secret_file(self, lease_name: str, name: str, secret: str | None) -> str | None:
         if not secret:
@@ -115,11 +236,11 @@ class ArcadiaHook(BaseHook):
         return str(path)
 
 
-def make_launcher(name: str, store: LeaseStore, worker_python: str) -> Launcher:
-    """The launcher of that name. Raises :class:`ArcadiaConfigError` naming those that exist."""
-    if name == ProcessLauncher.name:
-        return ProcessLauncher(store, worker_python)
-    raise ArcadiaConfigError(f"There is no launcher {name!r}.", what_to_do=f"Use {ProcessLauncher.name!r}.")
+def _no_connection(conn_id: str) -> ArcadiaConfigError:
+    return ArcadiaConfigError(
+        f"Airflow has no connection {conn_id!r}.",
+        what_to_do="Add it, or name another connection.",
+    )
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from airflow_arcadia.lease import Lease
@@ -26,6 +26,12 @@ class Launcher(Protocol):
 
     async def observe(self, handle: WorkerHandle) -> ProcessObservation:
         """Whether it lives; never raises for a worker that is gone."""
+
+    def watch(self, handle: WorkerHandle) -> AsyncIterator[ProcessObservation]:
+        """What it does, now and after every change, without end; ``alive`` is None while unreadable."""
+
+    def log_lines(self, handle: WorkerHandle) -> AsyncIterator[str]:
+        """Its log as it grows, from the beginning, without end."""
 
     def stop(self, where: Mapping[str, object], *, grace_s: float) -> Sequence[str]:
         """End it and all it started; returns what is still there afterwards (empty: all gone)."""

@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from airflow_arcadia.launchers.base import Launcher
-from airflow_arcadia.readiness import Observation
+from airflow_arcadia.readiness import Observation, ProcessObservation
 from airflow_arcadia.worker import WorkerHandle
 
 _TIMEOUT = aiohttp.ClientTimeout(total=5)
 _GENERATION_TIMEOUT = aiohttp.ClientTimeout(total=60)  # the first token of a large model may compile first
 
 
-async def observe(launcher: Launcher, handle: WorkerHandle) -> Observation:
-    """All evidence of one moment; never raises for what cannot be reached.
+async def observe(launcher: Launcher, handle: WorkerHandle, api_key: str | None = None) -> Observation:
+    """All evidence of one moment; never raises for what cannot be reached."""
+    return await evidence(await launcher.observe(handle), handle, api_key)
+
+
+async def evidence(process: ProcessObservation, handle: WorkerHandle, api_key: str | None) -> Observation:
+    """What the controller and the worker itself say, beside what is known of its process.
+
+    :param api_key: the worker's, if it asks for one.
 
     The controller is only asked for its list: ``/get_worker_address`` counts as a request and
     ``/refresh_all_workers`` empties it for a while.
     """
-    process = await launcher.observe(handle)
     if process.alive is False:
         return Observation(process)
-    key = None
-    if handle.api_key_file:
-        key = (await asyncio.to_thread(Path(handle.api_key_file).read_text, encoding="utf-8")).strip()
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     async with aiohttp.ClientSession(timeout=_TIMEOUT, headers=headers) as session:
         (listed, why_not_listed), (answers, why_no_answer) = await asyncio.gather(
             _listed(handle), _answers(session, handle)

@@ -7,7 +7,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from airflow_arcadia.worker import RayConnection, WorkerHandle, WorkerSpec
 
 RUNTIME = "airflow_arcadia.runtime"
 LOG_LINES = 40  # a traceback of vLLM's with the lines before it
+_LOOK_S = 1.0
 _PORT_WAIT_S = 10.0
 _PORT_POLL_S = 0.1
 
@@ -85,6 +86,21 @@ class ProcessLauncher:
         """Whether its process lives, and its last log lines."""
         return await asyncio.to_thread(self._observe, handle.where)
 
+    async def watch(self, handle: WorkerHandle) -> AsyncIterator[ProcessObservation]:
+        """What it does, every second."""
+        while True:
+            yield await self.observe(handle)
+            await asyncio.sleep(_LOOK_S)
+
+    async def log_lines(self, handle: WorkerHandle) -> AsyncIterator[str]:
+        """Its log as it grows, from the beginning."""
+        position = 0
+        while True:
+            lines, position = await asyncio.to_thread(_lines_from, Path(str(handle.where["log"])), position)
+            for line in lines:
+                yield line
+            await asyncio.sleep(_LOOK_S)
+
     def stop(self, where: Mapping[str, object], *, grace_s: float) -> Sequence[str]:
         """End the worker and all it started; returns what is still there afterwards."""
         return end(_ref(where), str(where["lease"]), str(where["owned"]), grace_s=grace_s)
@@ -130,10 +146,21 @@ class ProcessLauncher:
             served_model_name=spec.served_model_name,
             num_gpus=spec.num_gpus,
             controller_address=spec.controller_address,
-            api_key_file=spec.api_key_file,
             ray=ray,
             where=where,
         )
+
+
+def _lines_from(path: Path, position: int) -> tuple[list[str], int]:
+    """Whole lines of the file from that byte on, and where the next one begins."""
+    try:
+        with path.open("rb") as file:
+            file.seek(position)
+            read = file.read()
+    except FileNotFoundError:
+        return [], position
+    whole = read[: read.rfind(b"\n") + 1]
+    return whole.decode(errors="replace").splitlines(), position + len(whole)
 
 
 def _ref(where: Mapping[str, Any]) -> ProcessRef | None:

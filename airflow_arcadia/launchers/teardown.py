@@ -8,7 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from airflow_arcadia.exceptions import RayClusterError
+from airflow_arcadia.kubernetes.api import KubernetesApi
+from airflow_arcadia.kubernetes.collect import collect
+from airflow_arcadia.kubernetes.leases import KubernetesLeases
 from airflow_arcadia.launchers.base import Launcher
+from airflow_arcadia.launchers.custom_resource import CustomResourceLauncher
 from airflow_arcadia.lease import Lease, Owned
 from airflow_arcadia.lease_store import LeaseError, LeaseStore
 from airflow_arcadia.processes import end, remove_unmapped_shm
@@ -49,6 +53,27 @@ def teardown(store: LeaseStore, name: str, launchers: Mapping[str, Launcher], *,
     if not left:
         store.remove(name)
     return left
+
+
+def teardown_in_cluster(
+    api: KubernetesApi, name: str, launchers: Mapping[str, Launcher], *, grace_s: float
+) -> list[str]:
+    """End what lease ``name`` owns in the cluster; right when called again, or for nothing.
+
+    Workers that do not end with the Lease object, or whose pods do not carry its label, are ended by their
+    launcher first. Returns what is still there, as text; only when none of these is, the Lease goes.
+    """
+    left: list[str] = []
+    try:
+        # Released first: a launch that still goes on sees it, and takes back what it did.
+        held = KubernetesLeases(api).update(name, lambda found: found.release())
+    except LeaseError:
+        held = None  # never reserved, or another teardown was faster
+    for item in held.owned if held else ():
+        if item.launcher == CustomResourceLauncher.name:
+            left += launchers[item.launcher].stop(item.where, grace_s=grace_s)
+    found = api.run(lambda session: collect(session, name, grace_s=grace_s, keep_lease=bool(left)))
+    return left + [text for text in found if text.removesuffix(" (being deleted)") not in left]
 
 
 def _wait_for_placement_groups(lease: str, worker: Owned) -> list[str]:

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
@@ -17,6 +16,7 @@ from airflow_arcadia.batch import BatchSpec, BatchSummary, Endpoint, Progress, c
 from airflow_arcadia.batch.remote import RemoteBatches
 from airflow_arcadia.exceptions import ArcadiaConfigError, BatchError
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry_where_useless
+from airflow_arcadia.launchers.wait import LEASE_RENEWAL_S
 from airflow_arcadia.launchers.watch import WorkerWatch
 from airflow_arcadia.triggers.batch import ArcadiaBatchInferenceTrigger
 from airflow_arcadia.worker import WorkerHandle
@@ -87,6 +87,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         self.progress_interval = progress_interval
         self.arcadia_conn_id = arcadia_conn_id
         self._stop = threading.Event()
+        self._renew_at = 0.0
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the batch, and return its summary."""
@@ -98,11 +99,13 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
                 self._defer_to(handles, spec, context)
             elif self.run_in != "task":
                 raise ArcadiaConfigError(f"run_in is {self.run_in!r}.", what_to_do="Use 'task' or 'worker'.")
-            with WorkerWatch(ArcadiaHook(self.arcadia_conn_id).launchers(), handles) as watch:
+            hook = ArcadiaHook(self.arcadia_conn_id)
+            self._leases = hook.leases
+            with WorkerWatch(hook.launchers(), handles) as watch:
                 try:
                     summary = run_batch(
                         spec,
-                        [Endpoint(handle.url, _read_secret(handle.api_key_file)) for handle in handles],
+                        [Endpoint(handle.url, hook.api_key) for handle in handles],
                         on_progress=lambda progress: self._report(progress, handles, context),
                         progress_interval_s=self.progress_interval,
                         should_stop=lambda: self._stop.is_set() or watch.all_lost,
@@ -130,17 +133,15 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
                 f"run_in='worker' takes one worker, not {len(handles)}.",
                 what_to_do="Use run_in='task' for several.",
             )
-        endpoint = Endpoint(handles[0].url, _read_secret(handles[0].api_key_file))
+        endpoint = Endpoint(handles[0].url, ArcadiaHook(self.arcadia_conn_id).api_key)
         batch_id = asyncio.run(RemoteBatches(endpoint).submit(spec))
         context["task_state_store"].set(BATCH_KEY, batch_id)
         self.log.info("%s runs in the worker at %s.", batch_id, handles[0].url)
-        hook = ArcadiaHook(self.arcadia_conn_id)
         self.defer(
             trigger=ArcadiaBatchInferenceTrigger(
                 handle=handles[0].to_dict(),
                 batch_id=batch_id,
-                state_dir=str(hook.store.root),
-                worker_python=hook.worker_python,
+                arcadia_conn_id=self.arcadia_conn_id,
                 poll_interval=self.progress_interval,
             ),
             method_name="execute_complete",
@@ -162,9 +163,11 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
     def _report(self, progress: Progress, handles: Sequence[WorkerHandle], context: Context) -> None:
         self.log.info("%s", progress)
         context["task_state_store"].set(PROGRESS_KEY, progress.to_dict())
-        store = ArcadiaHook(self.arcadia_conn_id).store
+        if time.time() < self._renew_at:
+            return
+        self._renew_at = time.time() + LEASE_RENEWAL_S
         for lease in {handle.lease for handle in handles}:
-            store.update(lease, lambda held: held.renew(time.time()))
+            self._leases.update(lease, lambda held: held.renew(time.time()))
 
 
 class ArcadiaCheckBatchInputOperator(BaseOperator):
@@ -225,7 +228,3 @@ def build_spec(
         raise ArcadiaConfigError(
             f"The batch's options do not fit: {error}.", what_to_do="Use fields of BatchSpec."
         ) from error
-
-
-def _read_secret(path: str | None) -> str | None:
-    return Path(path).read_text(encoding="utf-8").strip() if path else None

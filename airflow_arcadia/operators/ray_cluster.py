@@ -31,9 +31,14 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
     :param ray_cluster: index (``RAY_CLUSTER_INDEX``), name, or ``"auto"`` for one with enough free GPUs.
     :param num_gpus: ``NUMBER_GPUS`` each worker will take.
     :param num_workers: how many workers will be placed on it.
-    :param model: where given and a local folder, its ``config.json`` is checked against ``num_gpus`` first.
-    :param create: ``"if_missing"`` starts a local head where nothing answers at a loopback address.
-    :param ray_cluster_spec: for a created head: ``num_gpus`` (logical GPUs) and ``num_cpus``.
+    :param model: where given and a folder of this machine, its ``config.json`` is checked against
+        ``num_gpus`` first.
+    :param create: ``"if_missing"`` makes one for this run: where the connection names a Kubernetes cluster, a
+        RayCluster by KubeRay when arcadia-config lists none, none answers, or ``"auto"`` finds none with
+        enough free GPUs; else a local head where nothing answers at a loopback address.
+    :param ray_cluster_spec: what to make: fields of
+        :class:`~airflow_arcadia.ray_cluster.kuberay_manifest.KubeRaySpec`, or ``num_gpus`` (logical GPUs) and
+        ``num_cpus`` of a local head.
     :param arcadia_conn_id: connection of type ``arcadia``.
     """
 
@@ -77,22 +82,21 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
         """Provision, and return the connection."""
         with no_retry_where_useless():
             num_gpus = parse_num_gpus(self.num_gpus)
-            if self.model:
+            hook = ArcadiaHook(self.arcadia_conn_id)
+            if self.model and not hook.kubernetes_conn_id:
+                # A pod's path is a folder of its own volume, which only it can look into.
                 require_model(self.model, num_gpus)
             if num_gpus == 1:
                 self.log.info("NUMBER_GPUS is 1: the worker uses its own GPU, no Ray cluster is needed.")
                 return None
-            hook = ArcadiaHook(self.arcadia_conn_id)
             connection = provision(
                 hook.config,
                 self.ray_cluster,
                 num_gpus * self.num_workers,
                 lease=self.lease,
-                store=hook.store,
+                site=hook.site(self.lease),
                 create=self.create,
                 ray_cluster_spec=self.ray_cluster_spec,
-                worker_python=hook.worker_python,
-                ray_token_file=hook.ray_token_file(self.lease),
                 busy_wait_s=BUSY_WAIT_S,
             )
         self.log.info(

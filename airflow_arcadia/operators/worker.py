@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,10 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_arcadia.exceptions import ArcadiaConfigError, TeardownError
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry_where_useless
-from airflow_arcadia.launchers.teardown import teardown
+from airflow_arcadia.launchers.worker_manifest import read_worker_manifest
 from airflow_arcadia.lease import DEFAULT_DURATION_S, Identity
 from airflow_arcadia.operators.links import WorkerLink
+from airflow_arcadia.operators.worker_launcher import launcher_of, model_name, parse_limit
 from airflow_arcadia.preflight import require_model
 from airflow_arcadia.worker import RayConnection, WorkerSpec, parse_num_gpus
 
@@ -58,7 +60,7 @@ class ArcadiaReserveWorkerOperator(BaseOperator):
             ti.dag_id, context["run_id"], self.group, -1 if ti.map_index is None else ti.map_index
         )
         with no_retry_where_useless():
-            lease = ArcadiaHook(self.arcadia_conn_id).store.reserve(
+            lease = ArcadiaHook(self.arcadia_conn_id).leases.reserve(
                 identity, time.time(), self.lease_duration
             )
         self.log.info("Reserved lease %s for %.0f s at a time.", lease.name, lease.duration_s)
@@ -72,12 +74,17 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
     accepted; :class:`~airflow_arcadia.sensors.worker.ArcadiaModelReadySensor` waits for the model.
 
     :param lease: name of the lease that owns the worker.
-    :param model: path of a model folder, or a repository id the worker's environment can load.
+    :param model: path of a model folder, or a repository id the worker's environment can load; for Arcadia's
+        Worker the name of its Model, or a reference (``kind``, ``name``, ``namespace``, ``apiGroup``).
     :param ray: what ``ArcadiaProvisionRayClusterOperator`` returned; needed above one GPU.
     :param num_gpus: ``NUMBER_GPUS``: above 1 the tensor parallel size.
     :param served_model_name: name clients use; by default the last part of ``model``.
-    :param launcher: ``"process"``.
-    :param port: port to serve on; 0 takes a free one.
+    :param launcher: ``"pod"``, ``"custom_resource"`` (Arcadia's own Worker) or ``"process"``; by default a
+        pod where the connection names a Kubernetes cluster, else a process of this machine.
+    :param pod: how the pod is made, fields of :class:`~airflow_arcadia.launchers.pod_settings.PodSettings`.
+    :param custom_resource: how Arcadia's Worker is made or taken online, fields of
+        :class:`~airflow_arcadia.launchers.worker_resource_settings.WorkerResourceSettings`.
+    :param port: port a process serves on; 0 takes a free one.
     :param index: number of the worker among several under one lease.
     :param extra_args: words added to vLLM's command line (``EXTRA_ARGS``), as a list or one string.
     :param additional_envs: Arcadia's ``additionalEnvs``: come last and win.
@@ -93,6 +100,8 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
         "num_gpus",
         "served_model_name",
         "launcher",
+        "pod",
+        "custom_resource",
         "dtype",
         "max_model_len",
         "max_num_seqs",
@@ -101,7 +110,7 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
         "additional_envs",
         "arcadia_conn_id",
     )
-    template_fields_renderers = {"ray": "json", "additional_envs": "json"}
+    template_fields_renderers = dict.fromkeys(("ray", "additional_envs", "pod", "custom_resource"), "json")
     operator_extra_links = (WorkerLink(),)
     ui_color = "#dfe9f5"
 
@@ -109,11 +118,13 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
         self,
         *,
         lease: str,
-        model: str,
+        model: str | Mapping[str, Any],
         ray: Mapping[str, Any] | None = None,
         num_gpus: int | str = 1,
         served_model_name: str = "",
-        launcher: str = "process",
+        launcher: str | None = None,
+        pod: Mapping[str, Any] | None = None,
+        custom_resource: Mapping[str, Any] | None = None,
         port: int = 0,
         index: int = 0,
         dtype: str = "auto",
@@ -134,6 +145,8 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
         self.num_gpus = num_gpus
         self.served_model_name = served_model_name
         self.launcher = launcher
+        self.pod = pod
+        self.custom_resource = custom_resource
         self.port = port
         self.index = index
         self.dtype = dtype
@@ -151,20 +164,49 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
         with no_retry_where_useless():
             hook = ArcadiaHook(self.arcadia_conn_id)
             ray = RayConnection.from_dict(self.ray) if self.ray else None
-            spec = self.build_spec(hook, ray)
-            if self.launcher == "process":
+            chosen = hook.launcher_name(self.launcher)
+            spec = self.build_spec(hook, ray, chosen)
+            launcher = launcher_of(self, hook, chosen, spec, context)
+            if chosen == "process":
                 require_model(spec.model, spec.num_gpus)
-            lease = hook.store.update(self.lease, lambda held: held.renew(time.time()))
-            handle = hook.launcher(self.launcher).launch(spec, lease, ray=ray)
+            lease = hook.leases.update(self.lease, lambda held: held.renew(time.time()))
+            handle = launcher.launch(spec, lease, ray=ray)
         self.log.info("Worker %s serves %s at %s: %s", handle.name, spec.model, handle.url, handle.where)
         return handle.to_dict()
 
-    def build_spec(self, hook: ArcadiaHook, ray: RayConnection | None) -> WorkerSpec:
+    @classmethod
+    def from_manifest(cls, path: str | os.PathLike[str], **kwargs: Any) -> ArcadiaLaunchWorkerOperator:
+        """The operator that makes the Worker of a manifest as Arcadia's documentation has it.
+
+        :param path: YAML file with one Worker. ``NUMBER_GPUS`` and ``RAY_CLUSTER_INDEX`` are taken from its
+            ``additionalEnvs`` (1 and 0 where they are absent); everything else is passed on as it stands.
+        :param kwargs: parameters of the operator: they win, and ``custom_resource`` over the manifest's
+            settings key by key. Raises :class:`ArcadiaConfigError` naming the key at fault.
+        """
+        found = read_worker_manifest(path)
+        settings = {**found["custom_resource"], **(kwargs.pop("custom_resource", None) or {})}
+        given = {**found, **kwargs, "custom_resource": settings}
+        if not given.get("model"):
+            raise ArcadiaConfigError(
+                f"Worker manifest {os.fspath(path)!r} has no spec.model.",
+                what_to_do="Add it, or give model to from_manifest.",
+            )
+        return cls(**given)
+
+    def build_spec(self, hook: ArcadiaHook, ray: RayConnection | None, launcher: str) -> WorkerSpec:
         """The worker's spec. Raises :class:`ArcadiaConfigError` naming the parameter at fault."""
+        # Of this machine, and so for a process of it alone: a pod has its own secrets and owner.
+        files: dict[str, Any] = {}
+        if launcher == "process":
+            files = {
+                "api_key_file": hook.api_key_file(self.lease),
+                "ray_token_file": hook.ray_token_file(self.lease),
+                "lease_file": str(hook.store.file(self.lease)),
+            }
         envs = {str(key): str(value) for key, value in (self.additional_envs or {}).items()}
         return WorkerSpec(
             name=f"{self.lease}-{self.index}" if self.index else self.lease,
-            model=self.model,
+            model=model_name(self.model),
             served_model_name=self.served_model_name or "",
             num_gpus=parse_num_gpus(envs.get("NUMBER_GPUS", self.num_gpus)),
             ray_cluster_index=ray.index if ray else 0,
@@ -180,13 +222,11 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
             max_num_batched_tokens=parse_limit("max_num_batched_tokens", self.max_num_batched_tokens) or 8192,
             gpu_memory_utilization=self.gpu_memory_utilization,
             trust_remote_code=self.trust_remote_code,
-            api_key_file=hook.api_key_file(self.lease),
-            ray_token_file=hook.ray_token_file(self.lease),
-            lease_file=str(hook.store.file(self.lease)),
             extra_args=tuple(
                 shlex.split(self.extra_args) if isinstance(self.extra_args, str) else self.extra_args
             ),
             additional_envs=envs,
+            **files,
         )
 
 
@@ -223,7 +263,7 @@ class ArcadiaTeardownWorkerOperator(BaseOperator):
     def execute(self, context: Context) -> None:
         """Tear down. Raises :class:`TeardownError` when something is still there."""
         hook = ArcadiaHook(self.arcadia_conn_id)
-        left = teardown(hook.store, self.lease, hook.launchers(), grace_s=self.grace)
+        left = hook.end(self.lease, grace_s=self.grace)
         if left:
             raise TeardownError(
                 f"Teardown of lease {self.lease} could not end everything.",
@@ -243,13 +283,3 @@ class ArcadiaTeardownWorkerOperator(BaseOperator):
             return []
         states = ti.get_task_states(dag_id=ti.dag_id, run_ids=[context["run_id"]], task_ids=upstream)
         return [task for run in states.values() for task, state in run.items() if state in FAILED_STATES]
-
-
-def parse_limit(name: str, value: int | str | None) -> int | None:
-    """An engine limit as given or as a template rendered it; empty or ``None`` text means "not set"."""
-    text = str(value).strip() if value is not None else ""
-    if text in {"", "None"}:
-        return None
-    if not text.isdecimal():
-        raise ArcadiaConfigError(f"{name} is {value!r}.", what_to_do=f"Set {name} to a whole number.")
-    return int(text)

@@ -84,11 +84,13 @@ class RayDashboard:
 
     :param url: base URL, e.g. ``http://127.0.0.1:8265``.
     :param token_file: file with the token, for clusters with token authentication.
+    :param token: the token itself, where it is in no file.
     """
 
-    def __init__(self, url: str, token_file: str | None = None) -> None:
+    def __init__(self, url: str, token_file: str | None = None, *, token: str | None = None) -> None:
         self.url = url.rstrip("/")
         self._token_file = token_file
+        self._token = token
 
     async def facts(self) -> ClusterFacts:
         """Everything a preflight needs.
@@ -130,10 +132,10 @@ class RayDashboard:
         return {str(job["job_id"]) for job in jobs if (job.get("metadata") or {}).get(key) == value}
 
     def _session(self) -> aiohttp.ClientSession:
-        headers = {}
+        token = self._token
         if self._token_file:
             token = Path(self._token_file).read_text(encoding="utf-8").strip()
-            headers["Authorization"] = f"Bearer {token}"
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
         return aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S))
 
     async def _get(self, session: aiohttp.ClientSession, path: str, kind: type = dict) -> Any:
@@ -151,7 +153,7 @@ class RayDashboard:
         return body
 
     def _refused(self, status: int) -> RayAuthenticationError:
-        said = "no token was sent" if not self._token_file else "the token sent is wrong"
+        said = "no token was sent" if not (self._token_file or self._token) else "the token sent is wrong"
         return RayAuthenticationError(
             f"The Ray cluster at {self.url} asks for a token and {said} (HTTP {status}).",
             what_to_do="Set ray_token of the arcadia connection to the cluster's token.",

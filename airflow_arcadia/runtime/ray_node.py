@@ -44,6 +44,8 @@ def join(spec: WorkerSpec, env: Mapping[str, str]) -> tuple[str, subprocess.Pope
         return node, None
     say(f"joining the Ray cluster at {spec.ray_address}")
     ray = str(Path(sys.executable).with_name("ray"))
+    if spec.ray_token_file:
+        env = {**env, "RAY_AUTH_MODE": "token"}
     # --block: the raylet stays our child, and ends with us.
     raylet = start_child(
         [ray, "start", f"--address={spec.ray_address}", "--block", "--disable-usage-stats"], env

@@ -60,9 +60,7 @@ class ArcadiaRayClusterSensor(BaseSensorOperator):
                     self.ray_cluster,
                     parse_num_gpus(self.num_gpus),
                     lease=self.lease,
-                    store=hook.store,
-                    worker_python=hook.worker_python,
-                    ray_token_file=hook.ray_token_file(self.lease),
+                    site=hook.site(self.lease),
                 )
             except RayClusterError as error:
                 if not error.retryable:

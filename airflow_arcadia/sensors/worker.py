@@ -12,10 +12,11 @@ from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook
+from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry_where_useless
 from airflow_arcadia.launchers.observe import observe
+from airflow_arcadia.launchers.wait import wait_until_decided
 from airflow_arcadia.readiness import Failed, Outcome, Ready, Waiting, decide
-from airflow_arcadia.triggers.worker import ArcadiaModelReadyTrigger
+from airflow_arcadia.triggers.worker import ArcadiaModelReadyTrigger, model_wait
 from airflow_arcadia.worker import WorkerHandle
 
 if TYPE_CHECKING:
@@ -66,16 +67,16 @@ class ArcadiaModelReadySensor(BaseSensorOperator):
     def execute(self, context: Context) -> Any:
         """Wait, here or in the triggerer, and return the handle."""
         self._started_at = time.time()
+        if not self.deferrable and self.mode == "poke":
+            return self._wait()
         if not self.deferrable:
             return super().execute(context)
         if self.poke(context).is_done:
             return dict(self.worker)
-        hook = ArcadiaHook(self.arcadia_conn_id)
         self.defer(
             trigger=ArcadiaModelReadyTrigger(
                 handle=dict(self.worker),
-                state_dir=str(hook.store.root),
-                worker_python=hook.worker_python,
+                arcadia_conn_id=self.arcadia_conn_id,
                 started_at=self._started_at,
                 startup_timeout=self.startup_timeout,
                 poll_interval=self.poll_interval,
@@ -97,13 +98,28 @@ class ArcadiaModelReadySensor(BaseSensorOperator):
         handle = WorkerHandle.from_dict(self.worker)
         hook = ArcadiaHook(self.arcadia_conn_id)
         now = time.time()
-        hook.store.update(handle.lease, lambda held: held.renew(now))
-        seen = asyncio.run(observe(hook.launcher(handle.launcher), handle))
+        with no_retry_where_useless():
+            hook.leases.update(handle.lease, lambda held: held.renew(now))
+            seen = asyncio.run(observe(hook.launcher(handle.launcher), handle, hook.api_key))
         outcome = decide(
             seen, started_at=self._started_at, now=time.time(), startup_timeout_s=self.startup_timeout
         )
         self._tell(outcome, now)
         return PokeReturnValue(isinstance(outcome, Ready), xcom_value=dict(self.worker))
+
+    def _wait(self) -> dict[str, Any]:
+        """Hold the slot and wait as the trigger does."""
+        with no_retry_where_useless():
+            wait = model_wait(
+                ArcadiaHook(self.arcadia_conn_id),
+                WorkerHandle.from_dict(self.worker),
+                started_at=self._started_at,
+                startup_timeout_s=self.startup_timeout,
+                poll_interval_s=self.poll_interval,
+                log=self.log,
+            )
+            self._tell(asyncio.run(wait_until_decided(wait)), self._started_at)
+        return dict(self.worker)
 
     def _tell(self, outcome: Outcome, now: float) -> None:
         if isinstance(outcome, Failed):
@@ -112,4 +128,4 @@ class ArcadiaModelReadySensor(BaseSensorOperator):
             self._said = outcome.what
             self.log.info("%.0f s: waiting for %s", now - self._started_at, outcome.what)
         if isinstance(outcome, Ready):
-            self.log.info("The model is ready after %.1f s.", now - self._started_at)
+            self.log.info("The model is ready after %.1f s.", time.time() - self._started_at)

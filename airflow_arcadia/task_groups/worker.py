@@ -26,13 +26,19 @@ class ArcadiaWorkerGroup(TaskGroup):
     ``ArcadiaBatchInferenceOperator`` that starts inside is checked before anything is launched.
 
     :param group_id: the group's id; with the DAG and the run it names the worker.
-    :param model: path of a model folder, or a repository id the worker's environment can load.
+    :param model: path of a model folder, or a repository id the worker's environment can load; for Arcadia's
+        Worker its Model's name, or a reference.
     :param num_gpus: ``NUMBER_GPUS``: above 1 the tensor parallel size, placed on the Ray cluster.
     :param num_workers: how many equal workers; a batch spreads its rows over all of them.
     :param ray_cluster: index (``RAY_CLUSTER_INDEX``), name, or ``"auto"``.
-    :param create: ``"if_missing"`` starts a local Ray head where nothing answers at a loopback address.
-    :param ray_cluster_spec: for a created head: ``num_gpus`` (logical GPUs) and ``num_cpus``.
-    :param launcher: how the worker runs: ``"process"``.
+    :param create: ``"if_missing"`` makes a Ray cluster for this run where none answers.
+    :param ray_cluster_spec: for a created cluster, see ``ArcadiaProvisionRayClusterOperator``.
+    :param launcher: how the worker runs; by default a pod where the connection names a Kubernetes cluster,
+        else a process of this machine.
+    :param pod: how the worker's pod is made, fields of
+        :class:`~airflow_arcadia.launchers.pod_settings.PodSettings`.
+    :param custom_resource: how Arcadia's Worker is made or taken online, fields of
+        :class:`~airflow_arcadia.launchers.worker_resource_settings.WorkerResourceSettings`.
     :param startup_timeout: seconds the worker may take until the model is ready.
     :param poll_interval: seconds between two looks at a starting worker.
     :param deferrable: wait for the model in the triggerer; None takes Airflow's default.
@@ -47,13 +53,15 @@ class ArcadiaWorkerGroup(TaskGroup):
         self,
         group_id: str,
         *,
-        model: str,
+        model: str | Mapping[str, Any],
         num_gpus: int | str = 1,
         num_workers: int = 1,
         ray_cluster: int | str = 0,
         create: str = "never",
         ray_cluster_spec: Mapping[str, Any] | None = None,
-        launcher: str = "process",
+        launcher: str | None = None,
+        pod: Mapping[str, Any] | None = None,
+        custom_resource: Mapping[str, Any] | None = None,
         startup_timeout: float = DEFAULT_STARTUP_TIMEOUT_S,
         poll_interval: float = 2.0,
         deferrable: bool | None = None,
@@ -74,8 +82,7 @@ class ArcadiaWorkerGroup(TaskGroup):
             ray_cluster=ray_cluster,
             num_gpus=num_gpus,
             num_workers=num_workers,
-            # Only where the worker is a process here is a path a folder of this machine.
-            model=model if launcher == "process" else None,
+            model=model if isinstance(model, str) else None,  # a reference is no folder to look into
             create=create,
             ray_cluster_spec=ray_cluster_spec,
             **common,
@@ -91,6 +98,8 @@ class ArcadiaWorkerGroup(TaskGroup):
                 ray=self.provision.output,  # type: ignore[arg-type]  # an XComArg is rendered to its value
                 num_gpus=num_gpus,
                 launcher=launcher,
+                pod=pod,
+                custom_resource=custom_resource,
                 index=index,
                 **common,
                 **(worker_kwargs or {}),

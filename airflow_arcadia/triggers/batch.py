@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -13,12 +12,10 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_arcadia.batch import Endpoint, Progress
 from airflow_arcadia.batch.remote import Completed, Ended, RemoteBatches, Running, judge
 from airflow_arcadia.exceptions import ArcadiaError, BatchError
-from airflow_arcadia.hooks.arcadia import make_launcher
+from airflow_arcadia.hooks.arcadia import ArcadiaHook
+from airflow_arcadia.launchers.wait import LEASE_RENEWAL_S
 from airflow_arcadia.launchers.watch import lost_error
-from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.worker import WorkerHandle
-
-LEASE_RENEWAL_S = 30.0
 
 
 class ArcadiaBatchInferenceTrigger(BaseTrigger):
@@ -29,8 +26,7 @@ class ArcadiaBatchInferenceTrigger(BaseTrigger):
 
     :param handle: the worker's handle as a dict.
     :param batch_id: the batch at the worker.
-    :param state_dir: root of the lease store.
-    :param worker_python: Python of the worker's environment.
+    :param arcadia_conn_id: connection of type ``arcadia``.
     :param poll_interval: seconds between two looks.
     """
 
@@ -38,34 +34,36 @@ class ArcadiaBatchInferenceTrigger(BaseTrigger):
         self,
         handle: Mapping[str, Any],
         batch_id: str,
-        state_dir: str,
-        worker_python: str,
+        arcadia_conn_id: str,
         poll_interval: float,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.handle = dict(handle)
         self.batch_id = batch_id
-        self.state_dir = state_dir
-        self.worker_python = worker_python
+        self.arcadia_conn_id = arcadia_conn_id
         self.poll_interval = poll_interval
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Class path and arguments, as Airflow stores them."""
-        names = ("handle", "batch_id", "state_dir", "worker_python", "poll_interval")
+        names = ("handle", "batch_id", "arcadia_conn_id", "poll_interval")
         return f"{type(self).__module__}.{type(self).__qualname__}", {n: getattr(self, n) for n in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look until there is something to say."""
         handle = WorkerHandle.from_dict(self.handle)
-        store = LeaseStore(Path(self.state_dir))
-        launcher = make_launcher(handle.launcher, store, self.worker_python)
-        batches = await self._batches()
+        try:
+            hook = await ArcadiaHook.loaded(self.arcadia_conn_id)
+            leases, launcher = hook.leases, hook.launcher(handle.launcher)
+        except ArcadiaError as error:
+            yield _event(failed=str(error))
+            return
+        batches = RemoteBatches(Endpoint(handle.url, hook.api_key))
         said: Progress | None = None
         renew_at = 0.0
         while True:
             try:
                 if time.time() >= renew_at:
-                    await asyncio.to_thread(store.update, handle.lease, lambda held: held.renew(time.time()))
+                    await leases.renew(handle.lease, time.time())
                     renew_at = time.time() + LEASE_RENEWAL_S
                 state = judge(await batches.get(self.batch_id))
             except BatchError as error:
@@ -95,14 +93,8 @@ class ArcadiaBatchInferenceTrigger(BaseTrigger):
 
     async def on_kill(self) -> None:
         """A user ended the task: cancel the batch; what is committed is kept."""
-        await (await self._batches()).cancel(self.batch_id)
-
-    async def _batches(self) -> RemoteBatches:
-        handle = WorkerHandle.from_dict(self.handle)
-        key = None
-        if handle.api_key_file:
-            key = (await asyncio.to_thread(Path(handle.api_key_file).read_text, encoding="utf-8")).strip()
-        return RemoteBatches(Endpoint(handle.url, key))
+        hook = await ArcadiaHook.loaded(self.arcadia_conn_id)
+        await RemoteBatches(Endpoint(self.handle["url"], hook.api_key)).cancel(self.batch_id)
 
 
 def _event(

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_arcadia.exceptions import ArcadiaError
-from airflow_arcadia.hooks.arcadia import make_launcher
-from airflow_arcadia.launchers.observe import observe
-from airflow_arcadia.lease_store import LeaseStore
-from airflow_arcadia.readiness import Failed, Ready, Waiting, decide
+from airflow_arcadia.hooks.arcadia import ArcadiaHook
+from airflow_arcadia.launchers.wait import Wait, wait_until_decided
+from airflow_arcadia.readiness import Failed
 from airflow_arcadia.worker import WorkerHandle
-
-LEASE_RENEWAL_S = 30.0
 
 
 class ArcadiaModelReadyTrigger(BaseTrigger):
@@ -26,65 +21,75 @@ class ArcadiaModelReadyTrigger(BaseTrigger):
     It never ends the worker, however it is left itself: a restarted triggerer goes on waiting.
 
     :param handle: the worker's handle as a dict.
-    :param state_dir: root of the lease store.
-    :param worker_python: Python of the worker's environment.
+    :param arcadia_conn_id: connection of type ``arcadia``.
     :param started_at: when the wait began, seconds since the epoch; a restarted triggerer keeps it.
     :param startup_timeout: seconds the worker may take.
-    :param poll_interval: seconds between two looks.
+    :param poll_interval: seconds between two questions to the worker; its process or pod is watched besides.
     """
 
-    def __init__(  # noqa: PLR0917 - Airflow makes triggers by keyword
+    def __init__(
         self,
         handle: Mapping[str, Any],
-        state_dir: str,
-        worker_python: str,
+        arcadia_conn_id: str,
         started_at: float,
         startup_timeout: float,
         poll_interval: float,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.handle = dict(handle)
-        self.state_dir = state_dir
-        self.worker_python = worker_python
+        self.arcadia_conn_id = arcadia_conn_id
         self.started_at = started_at
         self.startup_timeout = startup_timeout
         self.poll_interval = poll_interval
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Class path and arguments, as Airflow stores them."""
-        names = ("handle", "state_dir", "worker_python", "started_at", "startup_timeout", "poll_interval")
+        names = ("handle", "arcadia_conn_id", "started_at", "startup_timeout", "poll_interval")
         return f"{type(self).__module__}.{type(self).__qualname__}", {n: getattr(self, n) for n in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Look until there is something to say."""
-        handle = WorkerHandle.from_dict(self.handle)
-        store = LeaseStore(Path(self.state_dir))
-        launcher = make_launcher(handle.launcher, store, self.worker_python)
-        said, renew_at = "", 0.0
-        while True:
-            if time.time() >= renew_at:
-                try:
-                    await asyncio.to_thread(store.update, handle.lease, lambda held: held.renew(time.time()))
-                except ArcadiaError as error:
-                    yield self._event(str(error))
-                    return
-                renew_at = time.time() + LEASE_RENEWAL_S
-            outcome = decide(
-                await observe(launcher, handle),
-                started_at=self.started_at,
-                now=time.time(),
-                startup_timeout_s=self.startup_timeout,
+        """Wait until there is something to say."""
+        try:
+            hook = await ArcadiaHook.loaded(self.arcadia_conn_id)
+            outcome = await wait_until_decided(
+                model_wait(
+                    hook,
+                    WorkerHandle.from_dict(self.handle),
+                    started_at=self.started_at,
+                    startup_timeout_s=self.startup_timeout,
+                    poll_interval_s=self.poll_interval,
+                    log=self.log,
+                )
             )
-            if isinstance(outcome, Ready):
-                yield self._event(None)
-                return
-            if isinstance(outcome, Failed):
-                yield self._event(outcome.sentences)
-                return
-            if isinstance(outcome, Waiting) and outcome.what != said:
-                said = outcome.what
-                self.log.info("%.0f s: waiting for %s", time.time() - self.started_at, said)
-            await asyncio.sleep(self.poll_interval)
+        except ArcadiaError as error:
+            yield self._event(str(error))
+            return
+        yield self._event(outcome.sentences if isinstance(outcome, Failed) else None)
 
     def _event(self, failed: str | None) -> TriggerEvent:
         return TriggerEvent({"handle": self.handle, "failed": failed})  # type: ignore[no-untyped-call]
+
+
+def model_wait(
+    hook: ArcadiaHook,
+    handle: WorkerHandle,
+    *,
+    started_at: float,
+    startup_timeout_s: float,
+    poll_interval_s: float,
+    log: Any,
+) -> Wait:
+    """The wait for a model, told in the task's log: what it waits for, and the lines of a pod's own log."""
+    leases = hook.leases
+    return Wait(
+        launcher=hook.launcher(handle.launcher),
+        handle=handle,
+        api_key=hook.api_key,
+        started_at=started_at,
+        startup_timeout_s=startup_timeout_s,
+        poll_interval_s=poll_interval_s,
+        renew=lambda: leases.renew(handle.lease, time.time()),
+        say=lambda text: log.info("%s", text),
+        # A process of this machine has its log in a file, which the launch names.
+        log_line=None if "log" in handle.where else lambda line: log.info("[%s] %s", handle.name, line),
+    )

@@ -25,6 +25,7 @@ from airflow_arcadia.batch.segments import FAILED, read_footer
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.ports import free_port
 from airflow_arcadia.ray_cluster.provision import provision
+from airflow_arcadia.ray_cluster.site import LocalSite
 from airflow_arcadia.readiness import Ready
 from tests.conftest import ROOT, wait_for
 from tests.engine.serving import Served, relaunch, served
@@ -120,7 +121,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def worker(folder: Path, worker_python: str, tiny_model: str) -> Iterator[Served]:
     with real_ray(folder / "ray", worker_python) as head:
         store = LeaseStore(folder / "connect")
-        ray = provision(head.config, 0, 2, lease="unowned", store=store, worker_python=worker_python)
+        ray = provision(head.config, 0, 2, lease="unowned", site=LocalSite(store, worker_python))
         settings = {"served_model_name": "tiny", "port": free_port()}
         with served(folder / "worker", worker_python, tiny_model, ray=ray, **settings) as running:
             yield running

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,19 +65,18 @@ async def serve() -> AsyncIterator[Any]:
         await test_server.close()
 
 
-def handle(url: str, controller: str | None = None, key_file: str | None = None) -> WorkerHandle:
-    return WorkerHandle("w", "lease", "known", url, "m", 1, controller, key_file)
+def handle(url: str, controller: str | None = None) -> WorkerHandle:
+    return WorkerHandle("w", "lease", "known", url, "m", 1, controller)
 
 
-async def look(*args: Any, alive: bool | None = True) -> Observation:
-    return await observe(Alive(alive), handle(*args))  # type: ignore[arg-type]
+async def look(*args: Any, alive: bool | None = True, api_key: str | None = None) -> Observation:
+    return await observe(Alive(alive), handle(*args), api_key)  # type: ignore[arg-type]
 
 
-async def test_all_evidence_is_seen_and_the_key_goes_to_the_worker_alone(serve: Any, tmp_path: Path):
-    (tmp_path / "key").write_text("the-key\n")
+async def test_all_evidence_is_seen_and_the_key_goes_to_the_worker_alone(serve: Any):
     worker, url = await serve(READY)
     controller, controller_url = await serve({"/list_models": {"models": ["m"]}})
-    seen = await look(url, controller_url, str(tmp_path / "key"))
+    seen = await look(url, controller_url, api_key="the-key")
     assert (seen.listed, seen.answers, seen.generates) == (True, True, True)
     assert worker.keys == {"Bearer the-key"}
     assert controller.keys == {None}

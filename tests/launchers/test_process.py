@@ -38,5 +38,5 @@ def test_a_port_that_a_killed_worker_still_holds_is_waited_for(monkeypatch: pyte
 
 
 def test_an_address_of_another_machine_is_refused_at_once():
-    with pytest.raises(WorkerError, match="cannot listen on 192.0.2.1"):
+    with pytest.raises(WorkerError, match=r"cannot listen on 192\.0\.2\.1"):
         process._free_port("192.0.2.1", 21002)

@@ -129,7 +129,7 @@ def test_secrets_are_in_files_of_the_lease_and_nowhere_else(
         assert "the-api-key" not in " ".join(process.cmdline()) + json.dumps(process.environ())
         assert "the-ray-token" not in " ".join(process.cmdline()) + json.dumps(process.environ())
     assert "the-api-key" not in json.dumps(handle)
-    key = Path(handle["api_key_file"])
+    key = store.directory(lease.name) / "api-key"
     assert (key.read_text(), key.stat().st_mode & 0o777) == ("the-api-key", 0o600)
     ArcadiaTeardownWorkerOperator(task_id="teardown", lease=lease.name).execute(make_context())
     assert not key.exists()

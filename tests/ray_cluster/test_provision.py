@@ -23,7 +23,8 @@ from airflow_arcadia.ray_cluster.dashboard import (
     RayClusterUnreachableError,
     RayDashboard,
 )
-from airflow_arcadia.ray_cluster.provision import provision, worker_versions
+from airflow_arcadia.ray_cluster.provision import provision
+from airflow_arcadia.ray_cluster.site import LocalSite, worker_versions
 from tests.ray_cluster.real_ray import RealRay, real_ray, unused_cluster
 
 pytestmark = pytest.mark.engine
@@ -49,8 +50,9 @@ def ask(store: LeaseStore, lease: Lease, worker_python: str):
     """``provision`` with what every call here shares."""
 
     def call(config: ArcadiaConfig, ray_cluster: int | str = 0, num_gpus: int = 2, **more):
-        more.setdefault("worker_python", worker_python)
-        return provision(config, ray_cluster, num_gpus, lease=lease.name, store=store, **more)
+        python = more.pop("worker_python", worker_python)
+        site = LocalSite(store, python, more.pop("ray_token_file", None))
+        return provision(config, ray_cluster, num_gpus, lease=lease.name, site=site, **more)
 
     return call
 

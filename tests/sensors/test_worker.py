@@ -38,11 +38,10 @@ def sensor(handle: WorkerHandle, **kwargs: Any) -> ArcadiaModelReadySensor:
     return ArcadiaModelReadySensor(task_id="ready", worker=handle.to_dict(), **kwargs)
 
 
-def trigger(handle: WorkerHandle, store: LeaseStore, worker_python: str) -> ArcadiaModelReadyTrigger:
+def trigger(handle: WorkerHandle) -> ArcadiaModelReadyTrigger:
     return ArcadiaModelReadyTrigger(
         handle=handle.to_dict(),
-        state_dir=str(store.root),
-        worker_python=worker_python,
+        arcadia_conn_id="arcadia_default",
         started_at=time.time(),
         startup_timeout=120,
         poll_interval=0.1,
@@ -61,7 +60,7 @@ def test_a_worker_that_dies_fails_both_with_the_same_words(
     handle = launch(store, lease, worker_python)
     with pytest.raises(AirflowFailException, match="--no-such-flag") as poked:
         sensor(handle, deferrable=False).execute(make_context())
-    event = asyncio.run(first_event(trigger(handle, store, worker_python)))
+    event = asyncio.run(first_event(trigger(handle)))
     assert "ended before it was ready" in str(poked.value)
     assert event["failed"].splitlines()[-1] == str(poked.value).splitlines()[-1]
     with pytest.raises(AirflowFailException, match="--no-such-flag"):
@@ -93,7 +92,7 @@ def test_a_wait_that_takes_too_long_says_what_it_waited_for(
 async def test_a_wait_for_a_lease_that_is_gone_ends(store: LeaseStore, lease: Lease, worker_python: str):
     handle = launch(store, lease, worker_python)
     store.remove(lease.name)
-    assert "does not exist" in (await first_event(trigger(handle, store, worker_python)))["failed"]
+    assert "does not exist" in (await first_event(trigger(handle)))["failed"]
 
 
 async def test_all_the_evidence_makes_it_ready_and_renews_the_lease(
@@ -117,7 +116,7 @@ async def test_all_the_evidence_makes_it_ready_and_renews_the_lease(
         url = str(server.make_url("")).rstrip("/")
         spec = {"served_model_name": "m", "advertised_address": url, "controller_address": url}
         handle = await asyncio.to_thread(launch, store, lease, worker_python, extra_args=(), **spec)
-        event = await first_event(trigger(handle, store, worker_python))
+        event = await first_event(trigger(handle))
         poked = await asyncio.to_thread(sensor(handle, deferrable=False).execute, make_context())
     assert event == {"handle": handle.to_dict(), "failed": None}
     assert poked == handle.to_dict()

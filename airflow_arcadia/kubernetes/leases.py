@@ -1,0 +1,138 @@
+"""Leases as Lease objects of the cluster: deleting one collects everything that refers to it as its owner.
+
+Who holds it and for how long stands in the fields of ``coordination.k8s.io/v1``; identity and what it owns,
+which have none there, in annotations.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime, timezone
+
+from airflow_arcadia.kubernetes.api import KubernetesApi, Session
+from airflow_arcadia.kubernetes.errors import KubernetesConflictError
+from airflow_arcadia.kubernetes.kinds import LEASE, Object, labels_of_lease
+from airflow_arcadia.lease import DEFAULT_DURATION_S, Identity, Lease, Owned
+from airflow_arcadia.lease_store import no_such_lease
+
+IDENTITY = "airflow-arcadia/identity"
+OWNED = "airflow-arcadia/owned"
+RELEASED = "airflow-arcadia/released"
+_TRIES = 10  # renewals of several tasks may meet; each try reads anew
+
+
+class KubernetesLeases:
+    """All leases of one namespace.
+
+    :param api: the namespace.
+    """
+
+    def __init__(self, api: KubernetesApi) -> None:
+        self._api = api
+
+    def reserve(self, identity: Identity, now: float, duration_s: float = DEFAULT_DURATION_S) -> Lease:
+        """The lease of ``identity``: a new one, or the one reserved before, renewed."""
+        return self._api.run(lambda session: self._reserve(session, identity, now, duration_s))
+
+    def read(self, name: str) -> Lease | None:
+        """The lease, or None when the cluster says that there is none."""
+
+        async def work(session: Session) -> Lease | None:
+            found = await session.get(LEASE, name)
+            return parse_lease(found) if found else None
+
+        return self._api.run(work)
+
+    def update(self, name: str, change: Callable[[Lease], Lease]) -> Lease:
+        """Read, change and replace, again when somebody else was faster."""
+        return self._api.run(lambda session: change_lease(session, name, change))
+
+    async def renew(self, name: str, now: float) -> None:
+        """Renew it, from asynchronous code."""
+        async with self._api.session() as session:
+            await change_lease(session, name, lambda held: held.renew(now))
+
+    async def _reserve(self, session: Session, identity: Identity, now: float, duration_s: float) -> Lease:
+        name = identity.lease_name
+        if await session.get(LEASE, name) is None:
+            try:
+                made = await session.create(LEASE, lease_object(Lease(name, identity, now, now, duration_s)))
+                return parse_lease(made)
+            except KubernetesConflictError:
+                pass  # an earlier request of ours that got no answer, or another try of the same task
+
+        def take(held: Lease) -> Lease:
+            # Given back, but not yet gone: what it still owns stays its to collect.
+            again = Lease(name, identity, now, now, duration_s, held.owned)
+            return again if held.released else held.renew(now)
+
+        return await change_lease(session, name, take)
+
+
+async def change_lease(session: Session, name: str, change: Callable[[Lease], Lease]) -> Lease:
+    """Change the lease, alone. Raises :class:`~airflow_arcadia.lease_store.LeaseError` when there is none."""
+    for tries in range(_TRIES):
+        found = await session.get(LEASE, name)
+        if found is None or found["metadata"].get("deletionTimestamp"):
+            raise no_such_lease(name)
+        wanted = lease_object(change(parse_lease(found)))
+        wanted["metadata"] = found["metadata"] | {
+            "labels": (found["metadata"].get("labels") or {}) | wanted["metadata"]["labels"],
+            "annotations": (found["metadata"].get("annotations") or {}) | wanted["metadata"]["annotations"],
+        }
+        try:
+            return parse_lease(await session.replace(LEASE, wanted))
+        except KubernetesConflictError:
+            if tries == _TRIES - 1:
+                raise
+    raise AssertionError("not reached")
+
+
+def lease_object(lease: Lease) -> Object:
+    """The Lease object for a lease."""
+    identity = lease.identity
+    return {
+        "apiVersion": LEASE.api_version,
+        "kind": LEASE.kind,
+        "metadata": {
+            "name": lease.name,
+            "labels": labels_of_lease(lease.name),
+            "annotations": {
+                IDENTITY: json.dumps(vars(identity), sort_keys=True),
+                OWNED: json.dumps([vars(item) for item in lease.owned], sort_keys=True),
+                RELEASED: "true" if lease.released else "false",
+            },
+        },
+        "spec": {
+            "holderIdentity": f"{identity.dag_id}/{identity.run_id}/{identity.group}/{identity.map_index}",
+            "leaseDurationSeconds": max(1, round(lease.duration_s)),
+            "acquireTime": _micro_time(lease.created_at),
+            "renewTime": _micro_time(lease.renewed_at),
+        },
+    }
+
+
+def parse_lease(found: Object) -> Lease:
+    """Inverse of :func:`lease_object`. Raises KeyError or ValueError for a Lease that is not ours."""
+    metadata, spec = found["metadata"], found["spec"]
+    annotations = metadata["annotations"]
+    return Lease(
+        name=metadata["name"],
+        identity=Identity(**json.loads(annotations[IDENTITY])),
+        created_at=_seconds(spec["acquireTime"]),
+        renewed_at=_seconds(spec["renewTime"]),
+        duration_s=float(spec["leaseDurationSeconds"]),
+        owned=tuple(Owned(**item) for item in json.loads(annotations[OWNED])),
+        released=annotations.get(RELEASED) == "true",
+        uid=metadata.get("uid", ""),
+    )
+
+
+def _micro_time(seconds: float) -> str:
+    """Kubernetes' MicroTime: RFC 3339 with six digits after the second."""
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _seconds(text: str) -> float:
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()

@@ -1,0 +1,245 @@
+"""The worker as Arcadia's own Worker resource: Arcadia's operator runs it, under Arcadia's names."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from airflow_arcadia.exceptions import ArcadiaConfigError
+from airflow_arcadia.kubernetes.api import KubernetesApi, Session
+from airflow_arcadia.kubernetes.errors import KubernetesUnreachableError
+from airflow_arcadia.kubernetes.kinds import LEASE_LABEL, POD, WORKER, Object
+from airflow_arcadia.kubernetes.leases import KubernetesLeases
+from airflow_arcadia.kubernetes.look import lines_since, look
+from airflow_arcadia.kubernetes.make import make
+from airflow_arcadia.kubernetes.watching import together
+from airflow_arcadia.launchers import worker_resource as resource
+from airflow_arcadia.launchers.worker_online import take_offline, take_online, taken_by
+from airflow_arcadia.launchers.worker_resource_settings import (
+    DELETE,
+    INDEX,
+    OFFLINE,
+    WorkerResourceSettings,
+)
+from airflow_arcadia.launchers.worker_state import (
+    CONTAINER,
+    OFFLINE_SINCE,
+    WorkerSeen,
+    is_online,
+    newest,
+    observe_worker,
+    offline_since,
+    pods_of,
+)
+from airflow_arcadia.lease import Lease, Owned
+from airflow_arcadia.readiness import ProcessObservation
+from airflow_arcadia.worker import RayConnection, WorkerHandle, WorkerSpec
+
+_LOOK_AGAIN_S = 2.0  # for what changes with time alone: a grace that is over
+_LOG_PAUSE_S = 1.0
+_GONE_S = 90.0  # beyond our grace: the pod's own, which Arcadia leaves at 30 s, and the collection
+_POLL_S = 0.2
+
+log = logging.getLogger(__name__)
+
+
+class CustomResourceLauncher:
+    """Runs workers as Arcadia's Workers, under leases of the cluster.
+
+    :param api: namespace to run them in; Arcadia's operator must act there.
+    :param leases: where the leases are.
+    :param settings: how the Workers are made; only needed to launch.
+    """
+
+    name = "custom_resource"
+
+    def __init__(
+        self,
+        api: KubernetesApi,
+        leases: KubernetesLeases,
+        settings: WorkerResourceSettings | None = None,
+    ) -> None:
+        self._api = api
+        self._leases = leases
+        self._settings = settings or WorkerResourceSettings()
+
+    def launch(self, spec: WorkerSpec, lease: Lease, *, ray: RayConnection | None) -> WorkerHandle:
+        """Make the Worker or take it online, or find the one an earlier try did so with.
+
+        Returns once the API server has it. Raises :class:`ArcadiaConfigError` at the door, and what the API
+        server says against it.
+        """
+        settings, namespace = self._settings, self._api.namespace
+        self._check(spec, ray)
+        placed = resource.placed_spec(spec, settings, namespace)
+        body = None if settings.existing else resource.worker(placed, lease, settings, namespace)
+        name = settings.name or spec.name
+        where: dict[str, Any] = {
+            "namespace": namespace,
+            "worker": name,
+            "container": CONTAINER,
+            "lease": lease.name,
+            "teardown": OFFLINE if settings.kept else DELETE,
+            "unschedulable_grace": settings.unschedulable_grace,
+        }
+        item = Owned("worker", spec.name, self.name, where)
+        held = self._leases.update(lease.name, lambda found: found.record(item))
+        made = self._api.run(lambda session: self._make(session, placed, held, body))
+        if not ((made["spec"].get("runner") or {}).get("image")):
+            log.warning("Worker %s runs Arcadia's own image, which answers no batch: set its runner.", name)
+        where["uid"] = made["metadata"]["uid"]
+        if (since := offline_since(made)) is not None:
+            where[OFFLINE_SINCE] = since
+        return WorkerHandle(
+            name=spec.name,
+            lease=lease.name,
+            launcher=self.name,
+            url=placed.url,
+            served_model_name=where["uid"],  # the name under which Arcadia registers it
+            num_gpus=resource.gpus_of(made),
+            controller_address=placed.controller_address,
+            ray=ray,
+            where=where,
+        )
+
+    async def observe(self, handle: WorkerHandle) -> ProcessObservation:
+        """Whether it runs, and why not."""
+        where = handle.where
+        try:
+            async with self._api.session() as session:
+                session.patience_s = 0.0  # the next look is the retry
+                worker = await session.get(WORKER, where["worker"])
+                pods = await session.find(POD, labels=pods_of(where["worker"]))
+                seen = await _look(session, where, worker, pods)
+        except KubernetesUnreachableError as error:
+            return ProcessObservation(None, doing=error.what)
+        return observe_worker(seen, where, now=time.time())
+
+    async def watch(self, handle: WorkerHandle) -> AsyncIterator[ProcessObservation]:
+        """What it does, now and after every change of it or its pods; ``alive`` is None while unreadable."""
+        where = handle.where
+        async with self._api.session() as session:
+            session.patience_s = 0.0  # the next change is the retry
+            changes = together(
+                session.changes(WORKER, fields=f"metadata.name={where['worker']}"),
+                session.changes(POD, labels=pods_of(where["worker"])),
+                every_s=_LOOK_AGAIN_S,
+            )
+            async with aclosing(changes):
+                async for workers, pods in changes:
+                    seen = None
+                    if workers is not None and pods is not None:
+                        seen = await _try_to_look(session, where, workers[0] if workers else None, pods)
+                    if seen is None:
+                        yield ProcessObservation(None)
+                    else:
+                        yield observe_worker(seen, where, now=time.time())
+
+    async def log_lines(self, handle: WorkerHandle) -> AsyncIterator[str]:
+        """The log of its newest pod's runner as it grows, from that pod's beginning."""
+        where, pod, since = handle.where, "", None
+        async with self._api.session() as session:
+            while True:
+                try:
+                    found = newest(await session.find(POD, labels=pods_of(where["worker"])))
+                    if found is not None and found["metadata"]["name"] != pod:
+                        pod, since = found["metadata"]["name"], None
+                    if pod:
+                        async for stamp, text in lines_since(session, pod, where["container"], since):
+                            since = stamp
+                            yield text
+                except Exception:  # noqa: BLE001, S110 - no log is no reason to end a wait; the watch decides
+                    pass
+                await asyncio.sleep(_LOG_PAUSE_S)
+
+    def stop(self, where: Mapping[str, object], *, grace_s: float) -> Sequence[str]:
+        """Delete it or take it offline, and wait until its pods are gone; returns what is still there."""
+        return self._api.run(lambda session: self._stop(session, where, grace_s))
+
+    def _check(self, spec: WorkerSpec, ray: RayConnection | None) -> None:
+        settings = self._settings
+        if settings.namespace not in {None, self._api.namespace}:
+            raise ArcadiaConfigError(
+                f"The Worker is to be in namespace {settings.namespace}, but the connection works in "
+                f"{self._api.namespace}.",
+                what_to_do="Correct the manifest, or the connection's namespace.",
+            )
+        if ray is None:
+            return
+        if ray.created:
+            raise ArcadiaConfigError(
+                f"Ray cluster {ray.name} was made for this run; Arcadia's operator only uses those of its "
+                "own arcadia-config.",
+                still_running="The Ray cluster runs until the teardown.",
+                what_to_do="Use create='never' and a Ray cluster of arcadia-config, or launcher='pod'.",
+            )
+        index = resource.ray_cluster_index(spec, settings)
+        if not settings.existing and index != ray.index:
+            raise ArcadiaConfigError(
+                f"{INDEX} is {index}, but the Ray cluster that was provisioned is {ray.index} ({ray.name}).",
+                what_to_do="Provision that one, or leave the index out.",
+            )
+
+    async def _make(self, session: Session, placed: WorkerSpec, lease: Lease, body: Object | None) -> Object:
+        settings = self._settings
+        if body is not None and not settings.kept:
+            return await make(session, WORKER, body, lease)
+        name = settings.name or placed.name
+        return await take_online(
+            session, name, lease, body, lambda found: resource.check_fits(found, placed, settings)
+        )
+
+    async def _stop(self, session: Session, where: Mapping[str, object], grace_s: float) -> list[str]:
+        name, lease = str(where["worker"]), str(where["lease"])
+        if where["teardown"] == OFFLINE:
+            worker = await take_offline(session, name, lease)
+            if worker is not None and (is_online(worker) or taken_by(worker) is not None):
+                return []  # online for somebody else
+        else:
+            worker = await session.get(WORKER, name)
+            if worker is not None:
+                if (worker["metadata"].get("labels") or {}).get(LEASE_LABEL) != lease:
+                    return []  # somebody else's, whose name was taken
+                await session.delete(WORKER, name, uid=worker["metadata"]["uid"])
+        deadline = time.monotonic() + grace_s + _GONE_S
+        while True:
+            left = await _left(session, name, None if where["teardown"] == OFFLINE else worker)
+            if not left or time.monotonic() > deadline:
+                return left
+            await asyncio.sleep(_POLL_S)
+
+
+async def _left(session: Session, name: str, deleted: Object | None) -> list[str]:
+    """What is still there of it: the deleted Worker itself, and the pods, which go after it."""
+    left = []
+    if deleted is not None:
+        found = await session.get(WORKER, name)
+        if found is not None and found["metadata"]["uid"] != deleted["metadata"]["uid"]:
+            return []  # a new one has its name, and makes pods of its own
+        if found is not None:
+            left.append(f"Worker {session.namespace}/{name}")
+    pods = await session.find(POD, labels=pods_of(name))
+    return left + [f"Pod {session.namespace}/{pod['metadata']['name']}" for pod in pods]
+
+
+async def _look(
+    session: Session, where: Mapping[str, Any], worker: Object | None, pods: Sequence[Object]
+) -> WorkerSeen:
+    pod = newest(pods)
+    if worker is None or pod is None:
+        return WorkerSeen(worker)
+    name = pod["metadata"]["name"]
+    return WorkerSeen(worker, await look(session, name, str(where["container"]), pod))
+
+
+async def _try_to_look(
+    session: Session, where: Mapping[str, Any], worker: Object | None, pods: Sequence[Object]
+) -> WorkerSeen | None:
+    try:
+        return await _look(session, where, worker, pods)
+    except KubernetesUnreachableError:
+        return None

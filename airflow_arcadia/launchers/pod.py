@@ -1,0 +1,183 @@
+"""The worker as a pod of a Kubernetes cluster: production."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
+
+from airflow_arcadia.exceptions import ArcadiaConfigError
+from airflow_arcadia.kubernetes.api import KubernetesApi, Session
+from airflow_arcadia.kubernetes.errors import KubernetesUnreachableError
+from airflow_arcadia.kubernetes.kinds import POD, SECRET, SERVICE, WORKER_LABEL, Object, selector
+from airflow_arcadia.kubernetes.leases import KubernetesLeases
+from airflow_arcadia.kubernetes.look import lines_since, look
+from airflow_arcadia.kubernetes.make import make
+from airflow_arcadia.kubernetes.pods import PodSeen, observe_pod
+from airflow_arcadia.launchers import pod_manifest
+from airflow_arcadia.launchers.pod_settings import PodSettings, refuse_secrets
+from airflow_arcadia.lease import Lease, Owned
+from airflow_arcadia.readiness import ProcessObservation
+from airflow_arcadia.worker import RayConnection, WorkerHandle, WorkerSpec
+
+_LOOK_AGAIN_S = 2.0  # for what changes with time alone: a grace that is over
+_LOG_PAUSE_S = 1.0
+_GONE_S = 60.0  # beyond the pod's grace
+_POLL_S = 0.2
+
+
+class PodLauncher:
+    """Runs workers as pods under leases of the cluster.
+
+    :param api: namespace to run them in.
+    :param leases: where the leases are.
+    :param settings: how the pods are made; only needed to launch.
+    :param secrets: what the workers may know: ``api-key``, ``ray-token``, ``hf-token``.
+    :param request: last change to a pod's manifest before it is sent, e.g. Airflow's identity labels.
+    """
+
+    name = "pod"
+
+    def __init__(
+        self,
+        api: KubernetesApi,
+        leases: KubernetesLeases,
+        settings: PodSettings | None = None,
+        secrets: Mapping[str, str] | None = None,
+        request: Callable[[Object], Object] = lambda pod: pod,
+    ) -> None:
+        self._api = api
+        self._leases = leases
+        self._settings = settings or PodSettings()
+        self._secrets = secrets or {}
+        self._request = request
+
+    def launch(self, spec: WorkerSpec, lease: Lease, *, ray: RayConnection | None) -> WorkerHandle:
+        """Make the worker's objects, or find those an earlier try made; does not wait for the pod to run.
+
+        Raises :class:`ArcadiaConfigError` at the door, and what the API server says against it.
+        """
+        if spec.uses_ray and not spec.ray_address:
+            raise ArcadiaConfigError(
+                f"NUMBER_GPUS is {spec.num_gpus} but the worker has no Ray cluster.",
+                what_to_do="Give it what ArcadiaProvisionRayClusterOperator returned.",
+            )
+        if not (self._settings.full_pod_spec or self._settings.pod_template_dict):
+            self._settings.require_image()
+        refuse_secrets(spec.additional_envs)
+        placed = pod_manifest.placed_spec(spec, self._settings, self._api.namespace, self._secrets)
+        pod = self._request(pod_manifest.pod(placed, lease, self._settings, self._secrets))
+        where: dict[str, Any] = {
+            "namespace": self._api.namespace,
+            "pod": pod["metadata"]["name"],
+            "container": pod_manifest.CONTAINER,
+            "unschedulable_grace": self._settings.unschedulable_grace,
+        }
+        item = Owned("worker", spec.name, self.name, where)
+        lease = self._leases.update(lease.name, lambda held: held.record(item))
+        made = self._api.run(lambda session: self._make(session, placed, lease, pod))
+        return WorkerHandle(
+            name=spec.name,
+            lease=lease.name,
+            launcher=self.name,
+            url=placed.url,
+            served_model_name=placed.served_model_name,
+            num_gpus=placed.num_gpus,
+            controller_address=placed.controller_address,
+            ray=ray,
+            where=where | {"uid": made["metadata"]["uid"]},
+        )
+
+    async def observe(self, handle: WorkerHandle) -> ProcessObservation:
+        """Whether its pod runs, and why not."""
+        where = handle.where
+        try:
+            async with self._api.session() as session:
+                session.patience_s = 0.0  # the next look is the retry
+                seen = await _look(session, where, await session.get(POD, str(where["pod"])))
+        except KubernetesUnreachableError as error:
+            return ProcessObservation(None, doing=error.what)
+        return _judged(seen, where)
+
+    async def watch(self, handle: WorkerHandle) -> AsyncIterator[ProcessObservation]:
+        """What it does, now and after every change, by a watch; ``alive`` is None while it cannot be read."""
+        where = handle.where
+        async with self._api.session() as session:
+            session.patience_s = 0.0  # the next change is the retry
+            changes = session.changes(POD, fields=f"metadata.name={where['pod']}")
+            coming = asyncio.ensure_future(anext(changes))
+            seen: PodSeen | None = None
+            try:
+                while True:
+                    done, _ = await asyncio.wait({coming}, timeout=_LOOK_AGAIN_S)
+                    if done:
+                        found = coming.result()
+                        coming = asyncio.ensure_future(anext(changes))
+                        seen = None if found is None else await _try_to_look(session, where, found)
+                    yield ProcessObservation(None) if seen is None else _judged(seen, where)
+            finally:
+                coming.cancel()
+                await asyncio.gather(coming, return_exceptions=True)
+                await changes.aclose()
+
+    async def log_lines(self, handle: WorkerHandle) -> AsyncIterator[str]:
+        """The worker's log as it grows, from its beginning, however often the connection breaks."""
+        where, since = handle.where, None
+        async with self._api.session() as session:
+            while True:
+                try:
+                    async for stamp, text in lines_since(session, where["pod"], where["container"], since):
+                        since = stamp
+                        yield text
+                except Exception:  # noqa: BLE001, S110 - no log is no reason to end a wait; the watch decides
+                    pass
+                await asyncio.sleep(_LOG_PAUSE_S)
+
+    def stop(self, where: Mapping[str, object], *, grace_s: float) -> Sequence[str]:
+        """Delete the worker's objects and wait until they are gone; returns those that are not."""
+        return self._api.run(lambda session: self._stop(session, where, grace_s))
+
+    async def _make(self, session: Session, placed: WorkerSpec, lease: Lease, pod: Object) -> Object:
+        if self._secrets:
+            secret = pod_manifest.secret(placed, lease, self._settings, self._secrets)
+            await make(session, SECRET, secret, lease)
+        await make(session, SERVICE, pod_manifest.service(placed, lease, self._settings), lease)
+        return await make(session, POD, pod, lease)
+
+    async def _stop(self, session: Session, where: Mapping[str, object], grace_s: float) -> list[str]:
+        name = str(where["pod"])
+        pod = await session.get(POD, name)
+        uid = str(where.get("uid") or "") or None
+        if pod is not None and uid in {None, pod["metadata"]["uid"]}:
+            await session.delete(POD, name, uid=pod["metadata"]["uid"], grace_s=grace_s)
+            labels = selector({WORKER_LABEL: pod["metadata"]["labels"][WORKER_LABEL]})
+            for kind in (SERVICE, SECRET):
+                for item in await session.find(kind, labels):
+                    await session.delete(kind, item["metadata"]["name"], uid=item["metadata"]["uid"])
+            deadline = time.monotonic() + grace_s + _GONE_S
+            while time.monotonic() < deadline:
+                found = await session.get(POD, name)
+                if found is None or found["metadata"]["uid"] != pod["metadata"]["uid"]:
+                    return []
+                await asyncio.sleep(_POLL_S)
+            return [f"Pod {session.namespace}/{name}"]
+        return []
+
+
+async def _look(session: Session, where: Mapping[str, Any], pod: Object | None) -> PodSeen:
+    if pod is not None and where.get("uid") not in {None, pod["metadata"]["uid"]}:
+        pod = None  # another one, made later, has its name
+    return await look(session, str(where["pod"]), str(where["container"]), pod)
+
+
+async def _try_to_look(session: Session, where: Mapping[str, Any], found: Sequence[Object]) -> PodSeen | None:
+    try:
+        return await _look(session, where, found[0] if found else None)
+    except KubernetesUnreachableError:
+        return None
+
+
+def _judged(seen: PodSeen, where: Mapping[str, Any]) -> ProcessObservation:
+    grace_s = float(where.get("unschedulable_grace") or 0.0)
+    return observe_pod(seen, now=time.time(), unschedulable_grace_s=grace_s)

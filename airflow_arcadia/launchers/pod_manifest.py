@@ -1,0 +1,193 @@
+"""The objects of one worker in a cluster: pod, service, secret. Pure: settings in, manifests out."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from airflow_arcadia.kubernetes.kinds import (
+    NAME_LABEL,
+    WORKER_LABEL,
+    Object,
+    labels_of_lease,
+    owner_reference,
+)
+from airflow_arcadia.kubernetes.pod_parts import (
+    API_KEY,
+    CACHES,
+    HF_TOKEN,
+    RAY_TOKEN,
+    SECRETS_PATH,
+    given,
+    locked_down,
+    mounts,
+    pod_security,
+    volumes,
+)
+from airflow_arcadia.launchers.pod_settings import PodSettings
+from airflow_arcadia.lease import Lease
+from airflow_arcadia.ray_cluster.jobs import job_environment
+from airflow_arcadia.worker import WorkerSpec
+
+CONTAINER = "worker"
+_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+_PROBE_PERIOD_S = 10
+_AFTER_DRAIN_S = 30  # for the engine, its actors and its raylet to end after the last request
+_COMMAND = ("python3", "-m", "airflow_arcadia.runtime")
+
+
+def object_name(worker: str) -> str:
+    """Name of the worker's pod, service and secret, as Arcadia forms it."""
+    return f"{worker}-worker"
+
+
+def placed_spec(
+    spec: WorkerSpec, settings: PodSettings, namespace: str, secrets: Mapping[str, str]
+) -> WorkerSpec:
+    """The spec as it holds inside the pod: where it listens, where its secrets are files.
+
+    :param secrets: the Secret's data by key; only which keys there are matters here.
+    """
+    url = settings.worker_url.format(service=object_name(spec.name), namespace=namespace, port=settings.port)
+    return replace(
+        spec,
+        host=settings.host,
+        port=settings.port,
+        advertised_address=url,
+        drain_seconds=settings.drain_seconds,
+        api_key_file=f"{SECRETS_PATH}/{API_KEY}" if API_KEY in secrets else None,
+        ray_token_file=f"{SECRETS_PATH}/{RAY_TOKEN}" if RAY_TOKEN in secrets else None,
+        lease_file=None,
+    )
+
+
+def metadata(spec: WorkerSpec, lease: Lease, settings: PodSettings) -> Object:
+    """Name, labels and owner that all objects of the worker share."""
+    name = object_name(spec.name)
+    labels = dict(settings.labels) | labels_of_lease(lease.name)
+    return {
+        "name": name,
+        "labels": labels | {NAME_LABEL: name, WORKER_LABEL: spec.name},
+        "ownerReferences": [owner_reference(lease.name, lease.uid)],
+    }
+
+
+def secret(spec: WorkerSpec, lease: Lease, settings: PodSettings, secrets: Mapping[str, str]) -> Object:
+    """The Secret with what the worker may know and nobody else may read."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": metadata(spec, lease, settings),
+        "type": "Opaque",
+        "data": {key: base64.b64encode(value.encode()).decode() for key, value in secrets.items()},
+    }
+
+
+def service(spec: WorkerSpec, lease: Lease, settings: PodSettings) -> Object:
+    """The Service at which the worker is found, by Arcadia's name and port."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(spec, lease, settings),
+        "spec": {
+            "selector": {WORKER_LABEL: spec.name, **labels_of_lease(lease.name)},
+            "ports": [{"name": "http", "port": settings.port, "targetPort": "http", "protocol": "TCP"}],
+        },
+    }
+
+
+def pod(spec: WorkerSpec, lease: Lease, settings: PodSettings, secrets: Mapping[str, str]) -> Object:
+    """The pod. ``spec`` is the one of :func:`placed_spec`."""
+    meta = metadata(spec, lease, settings)
+    meta["annotations"] = dict(settings.annotations)
+    if settings.queue_name:
+        meta["labels"][_QUEUE_LABEL] = settings.queue_name
+    body: Object = {
+        "restartPolicy": "Never",  # a worker that fails is named and launched again, not crashed in a loop
+        "automountServiceAccountToken": settings.automount_service_account_token,
+        "enableServiceLinks": False,  # variables of other services, copied to every Ray worker, help nobody
+        "terminationGracePeriodSeconds": math.ceil(spec.drain_seconds) + _AFTER_DRAIN_S,
+        "securityContext": pod_security(settings.run_as_user),
+        "containers": [_container(spec, lease, settings, secrets)],
+        "volumes": volumes(
+            settings.shm_size, settings.model_volume, object_name(spec.name) if secrets else None
+        ),
+    }
+    if settings.loader and settings.model_volume:
+        loader = {"name": "loader", "securityContext": locked_down(), **settings.loader}
+        loader["volumeMounts"] = [
+            *loader.get("volumeMounts", ()),
+            {"name": "model", "mountPath": settings.model_mount_path},
+        ]
+        body["initContainers"] = [loader]
+    body |= _placement(settings)
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": body}
+
+
+def _container(spec: WorkerSpec, lease: Lease, settings: PodSettings, secrets: Mapping[str, str]) -> Object:
+    health = {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": _PROBE_PERIOD_S}
+    tries = max(1, math.ceil(settings.startup_timeout / _PROBE_PERIOD_S))
+    found: Object = {
+        "name": CONTAINER,
+        "image": settings.image,
+        "command": list(_COMMAND),
+        "env": _environment(spec, lease, secrets),
+        "ports": [{"name": "http", "containerPort": settings.port, "protocol": "TCP"}],
+        "resources": dict(settings.resources),
+        "securityContext": locked_down(),
+        "startupProbe": {**health, "timeoutSeconds": 5, "failureThreshold": tries},
+        "readinessProbe": {**health, "timeoutSeconds": 5, "failureThreshold": 3},
+        # A server that is busy answers late; only one that answers nothing for a minute is dead.
+        "livenessProbe": {**health, "timeoutSeconds": 10, "failureThreshold": 6},
+        "volumeMounts": mounts(
+            settings.model_mount_path if settings.model_volume else None, secrets=bool(secrets)
+        ),
+    }
+    if settings.image_pull_policy:
+        found["imagePullPolicy"] = settings.image_pull_policy
+    return found
+
+
+def _environment(spec: WorkerSpec, lease: Lease, secrets: Mapping[str, str]) -> list[Object]:
+    plain = CACHES | job_environment(lease.name)
+    if HF_TOKEN in secrets:
+        plain["HF_TOKEN_PATH"] = f"{SECRETS_PATH}/{HF_TOKEN}"
+    plain |= spec.to_env()  # Arcadia's additionalEnvs come last and win
+    found: list[Object] = [{"name": name, "value": value} for name, value in plain.items()]
+    if "VLLM_HOST_IP" not in plain:
+        address = {"fieldRef": {"fieldPath": "status.podIP"}}
+        found.append({"name": "VLLM_HOST_IP", "valueFrom": address})
+    return found
+
+
+def _placement(settings: PodSettings) -> Object:
+    """Where and as whom the pod may run; only what was asked for."""
+    return given(
+        nodeSelector=dict(settings.node_selector),
+        tolerations=[dict(item) for item in settings.tolerations],
+        affinity=_affinity(settings),
+        imagePullSecrets=[{"name": name} for name in settings.image_pull_secrets],
+        serviceAccountName=settings.service_account_name,
+        priorityClassName=settings.priority_class_name,
+        activeDeadlineSeconds=settings.active_deadline_seconds,
+    )
+
+
+def _affinity(settings: PodSettings) -> Any:
+    """The affinity as given, with Arcadia's ``matchExpressions`` required of the node besides."""
+    affinity = dict(settings.affinity)
+    if not settings.match_expressions:
+        return affinity
+    wanted = [dict(item) for item in settings.match_expressions]
+    node = dict(affinity.get("nodeAffinity") or {})
+    required = dict(node.get("requiredDuringSchedulingIgnoredDuringExecution") or {})
+    terms = required.get("nodeSelectorTerms") or [{}]
+    # Terms are alternatives: each of them must also hold what the worker asks for.
+    required["nodeSelectorTerms"] = [
+        {**term, "matchExpressions": [*term.get("matchExpressions", ()), *wanted]} for term in terms
+    ]
+    node["requiredDuringSchedulingIgnoredDuringExecution"] = required
+    return affinity | {"nodeAffinity": node}

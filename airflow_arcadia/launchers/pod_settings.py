@@ -1,0 +1,147 @@
+"""How a worker's pod is made: what the worker's own contract does not say."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from airflow_arcadia.exceptions import ArcadiaConfigError
+from airflow_arcadia.worker import DEFAULT_PORT
+
+DEFAULT_WORKER_URL = "http://{service}.{namespace}.svc:{port}"
+_SECRET_NAME = re.compile(r"(TOKEN|PASSWORD|SECRET|API_?KEY|CREDENTIALS?|ACCESS_KEY(_ID)?)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class PodSettings:
+    """The pod around a worker.
+
+    Fields have the names of KubernetesPodOperator's parameters where it has them; values are Kubernetes' own
+    JSON.
+
+    :param image: image with vLLM and this package (``docker/Dockerfile.worker``).
+    :param resources: ``requests`` and ``limits`` of the worker's container, passed on exactly as given:
+        ``nvidia.com/gpu`` here is GPUs of this pod, which ``NUMBER_GPUS`` (from the Ray cluster) is not.
+    :param shm_size: most that ``/dev/shm``, memory of the pod, may take; ranks of one node talk through it.
+    :param model_volume: volume source of the model's files, e.g. ``{"persistentVolumeClaim": {"claimName":
+        "models"}}``, ``{"hostPath": {"path": …}}``, ``{"emptyDir": {}}`` with a loader, or ``{"image":
+        {"reference": …}}``; None where the image holds the model, or vLLM downloads it.
+    :param model_mount_path: where the worker and the loader see it.
+    :param loader: init container that fills the model volume (``image``, ``command``, ``args``, ``env``, …).
+    :param match_expressions: Arcadia's: required node affinity.
+    :param queue_name: Kueue LocalQueue the pod waits in.
+    :param active_deadline_seconds: after which the cluster ends the pod whatever Airflow does; None: never.
+    :param startup_timeout: seconds the model may take to load before the kubelet gives the worker up.
+    :param drain_seconds: grace for running requests when the pod is deleted.
+    :param run_as_user: numeric user of the processes; never 0 unless an overlay says so.
+    :param host: address the server binds inside the pod.
+    :param worker_url: URL at which Airflow and the controller reach the worker, with the fields
+        ``{service}``, ``{namespace}`` and ``{port}``.
+    :param unschedulable_grace: seconds a pod may fit on no node before the wait fails; give it where an
+        autoscaler adds nodes.
+    :param pod_template_dict: pod that ours is laid over.
+    :param full_pod_spec: pod that is laid over ours, for everything else.
+    """
+
+    image: str = ""
+    image_pull_policy: str | None = None
+    image_pull_secrets: Sequence[str] = ()
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    shm_size: str = "8Gi"
+    model_volume: Mapping[str, Any] | None = None
+    model_mount_path: str = "/data/models"
+    loader: Mapping[str, Any] | None = None
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: Sequence[Mapping[str, Any]] = ()
+    affinity: Mapping[str, Any] = field(default_factory=dict)
+    match_expressions: Sequence[Mapping[str, Any]] = ()
+    service_account_name: str | None = None
+    automount_service_account_token: bool = False
+    priority_class_name: str | None = None
+    queue_name: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    active_deadline_seconds: int | None = 24 * 3600
+    startup_timeout: float = 1800.0
+    drain_seconds: float = 30.0
+    run_as_user: int = 1000
+    host: str = "0.0.0.0"  # noqa: S104 - the pod's own network; its Service and NetworkPolicies guard it
+    port: int = DEFAULT_PORT
+    worker_url: str = DEFAULT_WORKER_URL
+    unschedulable_grace: float = 0.0
+    pod_template_dict: Mapping[str, Any] | None = None
+    full_pod_spec: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.loader and not self.model_volume:
+            raise ArcadiaConfigError(
+                "The pod has a loader but no model_volume to load into.",
+                what_to_do="Set model_volume, e.g. {'emptyDir': {}}.",
+            )
+        if self.loader and "image" not in self.loader:
+            raise ArcadiaConfigError(
+                "The pod's loader has no image.", what_to_do="Give the init container's image."
+            )
+        check_worker_url(self.worker_url)
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any] | None) -> PodSettings:
+        """Settings from a mapping. Raises :class:`ArcadiaConfigError` naming an unknown key."""
+        return cls(**known_fields(cls, raw, "pod"))
+
+    def require_image(self) -> None:
+        """Raise :class:`ArcadiaConfigError` when there is no image to run."""
+        if not self.image:
+            raise ArcadiaConfigError(
+                "The worker's pod has no image.",
+                what_to_do="Set pod={'image': …} to one built from docker/Dockerfile.worker.",
+            )
+
+
+def known_fields(settings: type[Any], raw: Mapping[str, Any] | None, what: str) -> dict[str, Any]:
+    """The mapping as arguments of that dataclass. Raises :class:`ArcadiaConfigError` naming an unknown key.
+
+    :param what: name of the parameter it was given as.
+    """
+    known = [f.name for f in dataclasses.fields(settings)]
+    for key in raw or {}:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+            raise ArcadiaConfigError(f"{what} has the unknown key {key!r}.", what_to_do=hint)
+    return dict(raw or {})
+
+
+def check_worker_url(url: str) -> None:
+    """Raise :class:`ArcadiaConfigError` for a URL with a field that cannot be filled."""
+    try:
+        url.format(service="s", namespace="n", port=1)
+    except (KeyError, ValueError, IndexError) as error:
+        raise ArcadiaConfigError(
+            f"worker_url {url!r} has an unknown field: {error}.",
+            what_to_do="Use {service}, {namespace} and {port}.",
+        ) from error
+
+
+IN_A_FILE = "into a Secret that full_pod_spec mounts as a file"
+
+
+def refuse_secrets(envs: Iterable[str], instead: str = IN_A_FILE) -> None:
+    """Raise :class:`ArcadiaConfigError` for a variable that looks like a secret in clear.
+
+    A pod's plain environment is readable by whoever may read pods, and vLLM's Ray executor copies it to every
+    Ray worker.
+
+    :param envs: names of the variables.
+    :param instead: where it may be, as part of a sentence.
+    """
+    for name in envs:
+        if _SECRET_NAME.search(name):
+            raise ArcadiaConfigError(
+                f"additional_envs has {name}, which looks like a secret, in clear.",
+                what_to_do=f"Put it into the connection (API key, hf_token, ray_token), or {instead}.",
+            )

@@ -1,0 +1,128 @@
+"""Wait until a worker's model is ready, or never will be: what the sensor and the trigger share."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from airflow_arcadia.launchers.base import Launcher
+from airflow_arcadia.launchers.observe import evidence
+from airflow_arcadia.readiness import Failed, Observation, ProcessObservation, Ready, Waiting, decide
+from airflow_arcadia.worker import WorkerHandle
+
+LEASE_RENEWAL_S = 30.0
+_FIRST_LOOK_S = 2.0
+
+
+@dataclass(frozen=True)
+class Wait:
+    """What to wait for, and whom to tell.
+
+    :param launcher: the one that launched the worker.
+    :param api_key: the worker's, if it asks for one.
+    :param started_at: when the wait began, seconds since the epoch; a restarted triggerer keeps it.
+    :param poll_interval_s: seconds between two questions to the worker; its process is watched besides.
+    :param renew: renews the lease.
+    :param say: takes one sentence whenever what is waited for changes.
+    :param log_line: takes the worker's own log lines; None leaves them where they are.
+    """
+
+    launcher: Launcher
+    handle: WorkerHandle
+    api_key: str | None
+    started_at: float
+    startup_timeout_s: float
+    poll_interval_s: float
+    renew: Callable[[], Awaitable[None]]
+    say: Callable[[str], None]
+    log_line: Callable[[str], None] | None = None
+
+
+class _Latest:
+    """The last observation of the process, and a signal for a new one."""
+
+    def __init__(self) -> None:
+        self.process = ProcessObservation(None)
+        self.changed = asyncio.Event()
+
+    async def keep(self, wait: Wait) -> None:
+        async for process in wait.launcher.watch(wait.handle):
+            worth_a_look = process.alive != self.process.alive or process.doing != self.process.doing
+            self.process = process
+            if worth_a_look:
+                self.changed.set()
+
+
+async def wait_until_decided(wait: Wait) -> Ready | Failed:
+    """Block until there is an outcome. Raises what the launcher or the lease says against waiting on."""
+    latest = _Latest()
+    helpers = [asyncio.ensure_future(latest.keep(wait))]
+    if wait.log_line is not None:
+        helpers.append(asyncio.ensure_future(_tail(wait, wait.log_line)))
+    try:
+        return await _decided(wait, latest, helpers[0])
+    finally:
+        for helper in helpers:
+            helper.cancel()
+        await asyncio.gather(*helpers, return_exceptions=True)
+
+
+async def _decided(wait: Wait, latest: _Latest, watching: asyncio.Future[None]) -> Ready | Failed:
+    said, renew_at = "", 0.0
+    await _first(latest.changed.wait(), watching, timeout_s=_FIRST_LOOK_S)
+    while True:
+        if time.time() >= renew_at:
+            await wait.renew()
+            renew_at = time.time() + LEASE_RENEWAL_S
+        latest.changed.clear()
+        seen = await _evidence(wait, latest)
+        outcome = decide(
+            seen, started_at=wait.started_at, now=time.time(), startup_timeout_s=wait.startup_timeout_s
+        )
+        if not isinstance(outcome, Waiting):
+            return outcome
+        if outcome.what != said:
+            said = outcome.what
+            wait.say(f"{time.time() - wait.started_at:.0f} s: waiting for {said}")
+        await _first(latest.changed.wait(), watching, timeout_s=wait.poll_interval_s)
+
+
+async def _evidence(wait: Wait, latest: _Latest) -> Observation:
+    """Ask the worker; a process that dies meanwhile is not waited for any longer."""
+    process = latest.process
+    if process.alive is False:
+        return Observation(process)
+    asking = asyncio.ensure_future(evidence(process, wait.handle, wait.api_key))
+    try:
+        while not asking.done() and latest.process.alive is not False:
+            latest.changed.clear()
+            await _first(latest.changed.wait(), asking)
+    finally:
+        if not asking.done():
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+    if latest.process.alive is False:
+        return Observation(latest.process)
+    return replace(asking.result(), process=latest.process)
+
+
+async def _first(
+    event: Awaitable[object], other: asyncio.Future[Any], timeout_s: float | None = None
+) -> None:
+    """Until one of the two is over; raises what ``other`` raised."""
+    waiting = asyncio.ensure_future(event)
+    await asyncio.wait({waiting, other}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await waiting
+    if other.done():
+        other.result()
+
+
+async def _tail(wait: Wait, log_line: Callable[[str], None]) -> None:
+    async for line in wait.launcher.log_lines(wait.handle):
+        log_line(line)

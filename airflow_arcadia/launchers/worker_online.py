@@ -1,0 +1,127 @@
+"""Take a Worker that outlives the run online, and offline again.
+
+An annotation says which lease took it online. It is set in the same write as ``replicas``, on the version
+that was read: two runs cannot both have taken it, and a teardown takes offline only what its own run took
+online.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from airflow_arcadia.exceptions import ArcadiaConfigError
+from airflow_arcadia.kubernetes.api import Session
+from airflow_arcadia.kubernetes.errors import KubernetesConflictError, KubernetesError
+from airflow_arcadia.kubernetes.kinds import LEASE, WORKER, Object
+from airflow_arcadia.kubernetes.leases import parse_lease
+from airflow_arcadia.kubernetes.make import NameTakenError
+from airflow_arcadia.launchers.worker_resource import is_ours
+from airflow_arcadia.launchers.worker_state import is_online
+from airflow_arcadia.lease import Lease
+from airflow_arcadia.lease_store import no_such_lease
+
+TAKEN_BY = "airflow-arcadia/online-for"
+"""Annotation with the name of the lease that took the Worker online."""
+_TRIES = 10  # Arcadia's operator writes to the Worker, too; each try reads anew
+
+
+class WorkerInUseError(KubernetesError):
+    """Another run has the Worker online."""
+
+
+async def take_online(
+    session: Session, name: str, lease: Lease, wanted: Object | None, check: Callable[[Object], None]
+) -> Object:
+    """The Worker, online: taken so by this lease, or already online and then left alone.
+
+    :param wanted: what to make of it; None for one that must be there and keeps its ``spec``.
+    :param check: raises for a Worker that is there and not what was asked for.
+
+    Raises :class:`WorkerInUseError`, :class:`NameTakenError` and :class:`ArcadiaConfigError`.
+    """
+    for tries in range(_TRIES):
+        found = await session.get(WORKER, name)
+        try:
+            if found is None:
+                online = await session.create(WORKER, _first(session, name, lease, wanted))
+            else:
+                online = await _take(session, found, lease, wanted, check)
+        except KubernetesConflictError:
+            if tries == _TRIES - 1:
+                raise
+            continue
+        if not await _is_held(session, lease):
+            # The teardown went by between the record and the write: nobody would take it offline again.
+            await take_offline(session, name, lease.name)
+            raise no_such_lease(lease.name)
+        return online
+    raise AssertionError("not reached")
+
+
+async def take_offline(session: Session, name: str, lease: str) -> Object | None:
+    """Take it offline if that lease took it online; returns the Worker, None when there is none."""
+    for tries in range(_TRIES):
+        found = await session.get(WORKER, name)
+        if found is None or taken_by(found) != lease:
+            return found
+        try:
+            return await session.patch(WORKER, name, _change(found, None, {"replicas": 0}))
+        except KubernetesConflictError:
+            if tries == _TRIES - 1:
+                raise
+    raise AssertionError("not reached")
+
+
+def taken_by(worker: Mapping[str, Any]) -> str | None:
+    """The lease that took it online, if any did."""
+    holder = (worker["metadata"].get("annotations") or {}).get(TAKEN_BY)
+    return str(holder) if holder else None
+
+
+async def _take(
+    session: Session, found: Object, lease: Lease, wanted: Object | None, check: Callable[[Object], None]
+) -> Object:
+    name, holder, online = found["metadata"]["name"], taken_by(found), is_online(found)
+    if wanted is not None and not is_ours(found):
+        raise NameTakenError(
+            f"Worker {name} is there already and was not made by an earlier run.",
+            what_to_do="Set existing=True in custom_resource to take it online as it is, or choose a name.",
+        )
+    if holder not in {None, lease.name} and await session.get(LEASE, str(holder)) is not None:
+        raise WorkerInUseError(
+            f"Worker {name} is in use: lease {holder} took it online.",
+            still_running="That run goes on.",
+            what_to_do="Wait for that run's teardown, or use another Worker.",
+        )
+    if online and holder in {None, lease.name}:
+        # Somebody's whom no lease knows, or an earlier try's.
+        check(found)
+        return found
+    if wanted is None:
+        check(found)
+    spec = dict(wanted["spec"]) if wanted else {"replicas": 1}
+    return await session.patch(WORKER, name, _change(found, lease.name, spec))
+
+
+def _first(session: Session, name: str, lease: Lease, wanted: Object | None) -> Object:
+    if wanted is None:
+        raise ArcadiaConfigError(
+            f"Namespace {session.namespace} has no Worker {name}.",
+            what_to_do="Correct the name in custom_resource, or leave existing out to have it made.",
+        )
+    annotations = {**wanted["metadata"].get("annotations", {}), TAKEN_BY: lease.name}
+    return {**wanted, "metadata": {**wanted["metadata"], "annotations": annotations}}
+
+
+def _change(found: Object, holder: str | None, spec: Mapping[str, Any]) -> Object:
+    """A merge patch that holds for this version of it alone."""
+    version = found["metadata"]["resourceVersion"]
+    return {"metadata": {"resourceVersion": version, "annotations": {TAKEN_BY: holder}}, "spec": dict(spec)}
+
+
+async def _is_held(session: Session, lease: Lease) -> bool:
+    found = await session.get(LEASE, lease.name)
+    if found is None or found["metadata"].get("deletionTimestamp"):
+        return False
+    return found["metadata"]["uid"] == lease.uid and not parse_lease(found).released

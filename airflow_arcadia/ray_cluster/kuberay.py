@@ -1,0 +1,173 @@
+"""A namespace as the place of Ray clusters: existing ones are only used, one for this run KubeRay makes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from airflow_arcadia.config import RayCluster
+from airflow_arcadia.exceptions import RayClusterError
+from airflow_arcadia.kubernetes.api import KubernetesApi, Session
+from airflow_arcadia.kubernetes.kinds import (
+    EVENT,
+    POD,
+    RAY_CLUSTER,
+    SECRET,
+    Object,
+    labels_of_lease,
+    owner_reference,
+)
+from airflow_arcadia.kubernetes.leases import KubernetesLeases
+from airflow_arcadia.kubernetes.make import make
+from airflow_arcadia.kubernetes.pod_parts import RAY_TOKEN
+from airflow_arcadia.kubernetes.pods import PodSeen, failed_container
+from airflow_arcadia.kubernetes.watching import together
+from airflow_arcadia.lease import Lease, Owned
+from airflow_arcadia.preflight import Versions
+from airflow_arcadia.ray_cluster import kuberay_manifest as manifest
+from airflow_arcadia.ray_cluster.dashboard import RayClusterUnreachableError, RayDashboard
+from airflow_arcadia.readiness import Trouble
+
+LAUNCHER = "kuberay"
+_LOOK_AGAIN_S = 2.0
+_JOIN_S = 60.0  # a node that is Running takes some seconds to be seen by the head
+_POLL_S = 0.5
+_LOG_LINES = 20
+
+log = logging.getLogger(__name__)
+
+
+class KubernetesSite:
+    """A namespace whose workers' versions are those of their image.
+
+    :param api: the namespace.
+    :param leases: where the leases are.
+    :param token: token of Ray clusters that ask for one; a cluster made here asks for it, too.
+    """
+
+    def __init__(self, api: KubernetesApi, leases: KubernetesLeases, token: str | None = None) -> None:
+        self._api = api
+        self._leases = leases
+        self._token = token
+
+    def versions(self) -> Versions | None:
+        """Only the image knows; the worker's own raylet is refused by a head of another version."""
+        return None
+
+    def dashboard(self, url: str) -> RayDashboard:
+        """A client with the token."""
+        return RayDashboard(url, token=self._token)
+
+    def check(self, spec: Mapping[str, Any] | None) -> None:
+        """Raise :class:`ArcadiaConfigError` for a specification that makes no sense."""
+        if spec:
+            manifest.KubeRaySpec.parse(spec)
+
+    def may_create(self, cluster: RayCluster | None) -> bool:
+        """Always: it takes nobody's address."""
+        return True
+
+    def created_before(self, lease: str, cluster: RayCluster | None) -> bool:
+        """Whether the lease has made one."""
+        held = self._leases.read(lease)
+        return held is not None and held.find("ray_cluster", lease) is not None
+
+    def create(
+        self, lease: str, cluster: RayCluster | None, num_gpus: int, spec: Mapping[str, Any]
+    ) -> RayCluster:
+        """Make it, or find it, and wait for all its nodes."""
+        parsed = manifest.KubeRaySpec.parse(spec)
+        parsed.require_image()
+        where = {"namespace": self._api.namespace, "ray_cluster": lease}
+        item = Owned("ray_cluster", lease, LAUNCHER, where)
+        held = self._leases.update(lease, lambda found: found.record(item))
+        body = manifest.ray_cluster(held, parsed, num_gpus, token=self._token is not None)
+        count, each = parsed.nodes(num_gpus)
+
+        async def work(session: Session) -> RayCluster:
+            if self._token is not None:
+                await make(session, SECRET, self._secret(held, self._token), held)
+            await make(session, RAY_CLUSTER, body, held)
+            made = await self._wait(session, lease, parsed)
+            return await self._joined(made, count * each)
+
+        return self._api.run(work)
+
+    def _secret(self, lease: Lease, token: str) -> Object:
+        return {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {
+                "name": manifest.secret_name(lease),
+                "labels": labels_of_lease(lease.name),
+                "ownerReferences": [owner_reference(lease.name, lease.uid)],
+            },
+            "type": "Opaque",
+            "data": {RAY_TOKEN: base64.b64encode(token.encode()).decode()},
+        }
+
+    async def _wait(self, session: Session, name: str, spec: manifest.KubeRaySpec) -> RayCluster:
+        """Until KubeRay says that it is ready. Raises :class:`RayClusterError` with what is missing."""
+        deadline, said = time.monotonic() + spec.startup_timeout, ""
+        changes = together(
+            session.changes(RAY_CLUSTER, fields=f"metadata.name={name}"),
+            session.changes(POD, labels=f"{manifest.CLUSTER_LABEL}={name}"),
+            every_s=_LOOK_AGAIN_S,
+        )
+        async with contextlib.aclosing(changes):
+            async for clusters, pods in changes:
+                if clusters is None or pods is None:
+                    continue  # could not be read just now
+                seen = [await _look(session, pod) for pod in pods]
+                state = manifest.judge(
+                    name,
+                    clusters[0] if clusters else None,
+                    seen,
+                    now=time.time(),
+                    unschedulable_grace_s=spec.unschedulable_grace,
+                )
+                if isinstance(state, RayCluster):
+                    return state
+                if isinstance(state, Trouble):
+                    raise RayClusterError(
+                        state.what, still_running=state.still_running, what_to_do=state.what_to_do
+                    )
+                if state.what != said:
+                    said = state.what
+                    log.info("RayCluster %s waits for %s", name, said)
+                if time.monotonic() > deadline:
+                    break
+        raise RayClusterError(
+            f"RayCluster {name} was not ready within {spec.startup_timeout:.0f} s: still waiting for {said}.",
+            still_running="It is still there; the teardown removes it.",
+            what_to_do="Raise startup_timeout of ray_cluster_spec, or see what its pods wait for.",
+        )
+
+    async def _joined(self, cluster: RayCluster, gpus: int) -> RayCluster:
+        """Until the head itself counts the GPUs: a node that runs has not joined yet."""
+        dashboard, deadline = self.dashboard(cluster.dashboard_url), time.monotonic() + _JOIN_S
+        while True:
+            with contextlib.suppress(RayClusterUnreachableError):
+                if (await dashboard.facts()).gpus_total >= gpus:
+                    return cluster
+            if time.monotonic() > deadline:
+                return cluster  # what is missing, the check that follows names
+            await asyncio.sleep(_POLL_S)
+
+
+async def _look(session: Session, pod: Object) -> PodSeen:
+    """The pod with what explains it."""
+    metadata = pod["metadata"]
+    if (pod.get("status") or {}).get("phase") == "Running" and not failed_container(pod):
+        return PodSeen(metadata["name"], pod)
+    events = await session.find(EVENT, fields=f"involvedObject.uid={metadata['uid']}")
+    failed = failed_container(pod)
+    lines = []
+    if failed:
+        lines = await session.logs(metadata["name"], failed[0], _LOG_LINES, previous=failed[1])
+    return PodSeen(metadata["name"], pod, events, lines)

@@ -1,0 +1,74 @@
+"""docker-compose.yaml: what an engine would read of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from typing import Any
+
+import pytest
+import yaml
+
+from airflow_arcadia.config import ArcadiaConfig
+from tests.conftest import ROOT
+
+FILE = ROOT / "docker-compose.yaml"
+
+
+@pytest.fixture(scope="module")
+def secrets() -> dict[str, str]:
+    lines = subprocess.check_output([str(ROOT / "docker" / "make-env")], text=True).splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+@pytest.fixture(scope="module")
+def stack(secrets: dict[str, str]) -> dict[str, Any]:
+    """The file with variables put in, as ``docker compose config`` does."""
+
+    def value(found: re.Match[str]) -> str:
+        name, operator, word = found[1], found[2], found[3]
+        if name in secrets:
+            return secrets[name]
+        assert operator == ":-", f"{name} has no default and docker/make-env does not make it"
+        return word
+
+    text = re.sub(r"\$\{(\w+)(?:(:[-?])([^}]*))?\}", value, FILE.read_text())
+    loaded: dict[str, Any] = yaml.safe_load(text)
+    return loaded
+
+
+def test_every_secret_must_be_given_and_none_has_a_default():
+    named = dict(re.findall(r"\$\{(\w*(?:PASSWORD|KEY|SECRET)\w*)(:[-?])?", FILE.read_text()))
+    assert named
+    assert all(operator in {":?", ""} for operator in named.values())
+    assert ".env" in (ROOT / ".gitignore").read_text()
+
+
+def test_nothing_listens_but_on_loopback(stack: dict[str, Any]):
+    published = [port for service in stack["services"].values() for port in service.get("ports", ())]
+    assert published == ["127.0.0.1:8080:8080"]
+    assert not [name for name, s in stack["services"].items() if s.get("network_mode") == "host"]
+
+
+def test_what_a_service_names_is_in_the_file(stack: dict[str, Any]):
+    services, volumes = stack["services"], stack["volumes"]
+    for service in services.values():
+        assert set(service.get("depends_on", ())) <= set(services)
+        for source in (volume.split(":")[0] for volume in service.get("volumes", ())):
+            assert (ROOT / source).is_dir() if source.startswith(".") else source in volumes
+        if build := service.get("build"):
+            assert f"AS {build['target']}\n" in (ROOT / build["dockerfile"]).read_text()
+        if service.get("network_mode", "").startswith("service:"):
+            assert service["network_mode"].removeprefix("service:") in services
+
+
+def test_the_connection_is_one_that_the_hook_reads(stack: dict[str, Any], secrets: dict[str, str]):
+    environment = stack["services"]["airflow"]["environment"]
+    assert all(isinstance(value, str) for value in environment.values())
+    connection = json.loads(environment["AIRFLOW_CONN_ARCADIA_DEFAULT"])
+    assert connection["password"] == secrets["ARCADIA_API_KEY"]
+    config = ArcadiaConfig.from_yaml(connection["extra"]["arcadia_config_yaml"])
+    assert config.ray_clusters[0].is_loopback
+    command = stack["services"]["controller"]["entrypoint"]
+    assert config.gateway.controller == f"http://127.0.0.1:{command[-1]}"

@@ -1,0 +1,99 @@
+"""What docs/kubernetes.md says is what the code has."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_arcadia.hooks.arcadia import ArcadiaHook
+from airflow_arcadia.launchers.pod_settings import PodSettings
+from airflow_arcadia.provider_info import get_provider_info
+from airflow_arcadia.ray_cluster.kuberay_manifest import KubeRaySpec
+from tests.conftest import ROOT
+from tests.deploy.manifests import everything
+
+PAGE = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+
+
+def section(title: str) -> str:
+    """The text under a heading."""
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    assert found, f"the page has no section {title}"
+    return found[1]
+
+
+def blocks(language: str, page: str = PAGE) -> list[str]:
+    """The code blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("title", "settings"), [("The worker's pod", PodSettings), ("A Ray cluster for the run", KubeRaySpec)]
+)
+def test_the_table_has_every_field_and_its_default(title: str, settings: type[Any]):
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", section(title), re.MULTILINE))
+    fields = {field.name: getattr(settings(), field.name) for field in dataclasses.fields(settings)}
+    assert list(rows) == list(fields)
+    for name, told in rows.items():
+        default = fields[name]
+        if isinstance(default, (bool, str)) and default:
+            assert told == f"`{default}`", name
+        elif isinstance(default, (int, float)) and not isinstance(default, bool):
+            assert told in {f"{default:g}", f"{default / 3600:g} h"}, name
+
+
+def test_the_dag_can_be_loaded_and_its_settings_parsed(monkeypatch: pytest.MonkeyPatch):
+    (source,) = blocks("python")
+    names: dict[str, Any] = {}
+    exec(compile(source, "docs/kubernetes.md", "exec"), names)  # noqa: S102 - the page's own program
+    group = names["worker"]
+    assert [task.task_id for task in group.dag.tasks if task.is_teardown] == ["qwen.teardown_worker"]
+    assert PodSettings.parse(group.launches[0].pod).image == names["IMAGE"]
+    spec = KubeRaySpec.parse(group.provision.ray_cluster_spec)
+    assert spec.nodes(2) == (1, 2)
+    assert spec.model_volume == PodSettings.parse(group.launches[0].pod).model_volume
+
+
+def test_the_readmes_dag_on_kubernetes_can_be_loaded():
+    dag = blocks("python", (ROOT / "README.md").read_text(encoding="utf-8"))[1]
+    exec(compile(dag, "README.md", "exec"), {})  # noqa: S102 - the page's own program
+
+
+def test_the_connections_are_json_of_keys_that_the_hook_reads(monkeypatch: pytest.MonkeyPatch):
+    connections = dict(re.findall(r"export (AIRFLOW_CONN_\w+)='(.*?)'\n", PAGE, re.DOTALL))
+    kubernetes, arcadia = (json.loads(text) for text in connections.values())
+    (known,) = get_provider_info()["connection-types"]
+    assert set(arcadia["extra"]) <= set(known["conn-fields"])
+    assert kubernetes["conn_type"] == "kubernetes"
+    for name, value in connections.items():
+        monkeypatch.setenv(name, value)
+    hook = ArcadiaHook()
+    assert hook.launcher_name(None) == "pod"
+    assert hook.kubernetes.namespace == "arcadia"
+    assert set(hook.secrets) == {"api-key", "ray-token", "hf-token"}
+
+
+def test_every_file_and_object_the_page_names_is_there():
+    for link in re.findall(r"\]\(([^)#]+)\)", PAGE):
+        assert (ROOT / "docs" / link).exists(), link
+    for path in re.findall(r"(?:-f|-k) ((?:deploy|docker)\S*)", PAGE):
+        assert (ROOT / path).exists(), path
+    names = {(item["kind"].lower(), item["metadata"]["name"]) for item in everything()}
+    assert {("job", "model-download"), ("raycluster", "gpus"), ("namespace", "arcadia")} <= names
+    roles = set(re.findall(r"airflow-arcadia-?\w*", section("2. KubeRay, the namespace, the rights")))
+    assert {"airflow-arcadia", "airflow-arcadia-ray", "airflow-arcadia-workers"} <= roles
+
+
+def test_the_failure_table_names_every_reason_the_code_knows():
+    source = Path(sys.modules["airflow_arcadia.kubernetes.pods"].__file__ or "").read_text(encoding="utf-8")
+    table = section("When something fails")
+    known = {"OOMKilled", "Evicted", "DeadlineExceeded", "NodeNotReady", "CrashLoopBackOff", "Unschedulable"}
+    assert known <= set(re.findall(r"\w+", source))
+    for reason in known | {"ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError"}:
+        assert f"`{reason}`" in table

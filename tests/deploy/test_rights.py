@@ -1,0 +1,162 @@
+"""The shipped Roles are what the code needs, all of it and nothing more: measured on the loopback cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+from kubernetes import client, config  # noqa: TID253 - what an administrator installs
+
+from airflow_arcadia.exceptions import ArcadiaError, RayClusterError
+from airflow_arcadia.operators.ray_cluster import ArcadiaProvisionRayClusterOperator
+from tests.airflow_context import make_context
+from tests.deploy.manifests import documents, rights, role
+from tests.kubernetes.api import collector
+from tests.kubernetes.cluster import Cluster, Loopback
+from tests.kubernetes.workers import STAND_IN, Run, connect, stand_in
+
+BASE = role("airflow-arcadia", "tests")
+RAY = role("airflow-arcadia-ray", "tests")
+LOGS = ("get", "", "pods/log")
+"""The one right that is missed without a failure: no log is no reason to end a wait."""
+
+
+@pytest.fixture
+def ready(cluster: Cluster, loopback: Loopback, monkeypatch: pytest.MonkeyPatch) -> Loopback:
+    """A cluster with the shipped ConfigMap, and Airflow held to the shipped Roles."""
+    (config,) = documents("arcadia-config.yaml")
+    config["metadata"]["namespace"] = cluster.namespace
+    cluster.core.create_namespaced_config_map(cluster.namespace, config)
+    connect(
+        monkeypatch,
+        cluster,
+        password="the-api-key",
+        ray_token="the-ray-token",
+        arcadia_config_yaml="",
+        arcadia_config_map="arcadia-config",
+    )
+    # A collector slower than any teardown: what is not deleted by name stays.
+    monkeypatch.setattr(collector, "collect", lambda store: None)
+    loopback.obey([BASE, RAY])
+    return loopback
+
+
+def worker(cluster: Cluster, run_id: str) -> Run:
+    """A run whose worker takes a moment to load: what is asked while one waits must be asked."""
+    pod = stand_in(cluster)
+    pod["full_pod_spec"]["spec"]["containers"][0]["command"][-1] = f"import time; time.sleep(1.5)\n{STAND_IN}"
+    return Run(cluster, run_id, pod)
+
+
+def live(run: Run) -> str | None:
+    """Reserved, launched, launched again, ready, torn down; returns why the wait failed, if it did."""
+    run.reserve()
+    for _ in range(2):
+        # Without the controller that the ConfigMap names: there is none in the test.
+        run.launch(additional_envs={"FASTCHAT_CONTROLLER_ADDRESS": ""})
+        run.handle["controller_address"] = None
+    failed = run.wait()
+    run.teardown()
+    return failed
+
+
+def a_ray_clusters_life(cluster: Cluster, run_id: str) -> None:
+    """Asked for twice, never up since no KubeRay is there, and torn down."""
+    run = Run(cluster, run_id)
+    run.reserve()
+    provision = ArcadiaProvisionRayClusterOperator(
+        task_id="provision",
+        lease=run.lease,
+        num_gpus=2,
+        ray_cluster="auto",
+        create="if_missing",
+        ray_cluster_spec={"image": "registry.test/worker", "startup_timeout": 0.5},
+    )
+    for _ in range(2):
+        with pytest.raises(RayClusterError, match="was not ready within"):
+            provision.execute(make_context(run_id))
+    run.teardown()
+
+
+def install_kuberay(cluster: Cluster) -> None:
+    """Its kind alone: with any content, and nobody who acts on it."""
+    name = {"plural": "rayclusters", "singular": "raycluster", "kind": "RayCluster"}
+    version = {
+        "name": "v1",
+        "served": True,
+        "storage": True,
+        "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+    }
+    admin = config.new_client_from_config(str(cluster.kubeconfig), context="admin")
+    client.ApiextensionsV1Api(admin).create_custom_resource_definition(
+        {
+            "apiVersion": "apiextensions.k8s.io/v1",
+            "kind": "CustomResourceDefinition",
+            "metadata": {"name": "rayclusters.ray.io"},
+            "spec": {"group": "ray.io", "scope": "Namespaced", "names": name, "versions": [version]},
+        }
+    )
+
+
+def test_a_workers_life_uses_every_right_of_the_role_and_no_other(ready: Loopback, cluster: Cluster):
+    run = worker(cluster, "manual__rights")
+    assert live(run) is None
+    assert run.objects == []
+    used = {right for right in ready.api.access.used if right[2] not in {"rayclusters", "workers"}}
+    assert used == rights(BASE)
+
+
+def test_a_ray_clusters_life_uses_every_right_of_its_role(ready: Loopback, cluster: Cluster):
+    install_kuberay(cluster)
+    a_ray_clusters_life(cluster, "manual__ray")
+    used = ready.api.access.used
+    assert {right for right in used if right[2] == "rayclusters"} == rights(RAY)
+    assert used <= rights(BASE, RAY)
+
+
+@pytest.mark.parametrize("right", sorted(rights(BASE) - {LOGS}), ids=lambda right: f"{right[0]} {right[2]}")
+def test_a_right_taken_away_is_named_by_whatever_fails_without_it(
+    ready: Loopback, cluster: Cluster, right: tuple[str, str, str]
+):
+    verb, _, resource = right
+    ready.api.access.denied.add((verb, resource))
+    run = worker(cluster, "manual__denied")
+    said = ""
+    try:
+        said = live(run) or ""
+    except (ArcadiaError, AirflowFailException) as error:
+        said = str(error)
+    assert f"may not {verb} {resource}" in said
+    assert f"Add the verb '{verb}' on '{resource}'" in said
+    ready.api.access.denied.clear()
+    if run.lease:
+        run.teardown()
+
+
+def test_without_the_right_to_read_logs_a_worker_lives_all_the_same(ready: Loopback, cluster: Cluster):
+    ready.api.access.denied.add((LOGS[0], LOGS[2]))
+    assert live(worker(cluster, "manual__nologs")) is None
+
+
+def test_nothing_is_granted_beyond_one_namespace():
+    kinds = {item["kind"] for item in documents("rbac.yaml")}
+    assert kinds == {"ServiceAccount", "Role", "RoleBinding"}
+    assert {item["metadata"]["namespace"] for item in documents("rbac.yaml")} == {"arcadia"}
+    for verb, group, resource in rights(*(d for d in documents("rbac.yaml") if d["kind"] == "Role")):
+        assert "*" not in {verb, group, resource}
+        assert verb not in {"deletecollection", "escalate", "bind", "impersonate"}
+        assert resource not in {"pods/exec", "pods/attach", "serviceaccounts/token"}
+
+
+def test_every_binding_binds_a_role_that_is_there_to_the_account_that_is_there():
+    found: dict[str, list[Any]] = {}
+    for item in documents("rbac.yaml"):
+        found.setdefault(item["kind"], []).append(item)
+    roles = {item["metadata"]["name"] for item in found["Role"]}
+    assert {item["roleRef"]["name"] for item in found["RoleBinding"]} == roles
+    (account,) = found["ServiceAccount"]
+    for binding in found["RoleBinding"]:
+        assert binding["subjects"] == [
+            {"kind": "ServiceAccount", "name": account["metadata"]["name"], "namespace": "arcadia"}
+        ]

@@ -1,0 +1,1 @@
+"""A loopback Kubernetes API: enough of the real one's manners that the real clients cannot tell."""

@@ -1,0 +1,281 @@
+"""One contract for all launchers: a process of this machine, a pod, Arcadia's Worker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from airflow_arcadia.hooks.arcadia import ArcadiaHook
+from airflow_arcadia.kubernetes.kinds import WORKER_LABEL, Object
+from airflow_arcadia.kubernetes.leases import KubernetesLeases
+from airflow_arcadia.launchers.base import Launcher
+from airflow_arcadia.launchers.custom_resource import CustomResourceLauncher
+from airflow_arcadia.launchers.pod import PodLauncher
+from airflow_arcadia.launchers.pod_settings import PodSettings
+from airflow_arcadia.launchers.process import ProcessLauncher
+from airflow_arcadia.launchers.worker_resource_settings import WorkerResourceSettings
+from airflow_arcadia.lease import Identity, Lease
+from airflow_arcadia.lease_store import LeaseError, Leases, LeaseStore
+from airflow_arcadia.ports import free_port
+from airflow_arcadia.processes import end, find_marked
+from airflow_arcadia.readiness import ProcessObservation
+from airflow_arcadia.worker import WorkerHandle, WorkerSpec
+from tests.conftest import wait_for
+from tests.kubernetes import arcadia
+from tests.kubernetes.cluster import Cluster
+from tests.kubernetes.workers import connect
+
+WORKER = """
+import http.server, os, pathlib, signal, sys, threading
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+DEAD = pathlib.Path(os.environ["DEAD"])
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def do_POST(self):
+        DEAD.touch()
+        threading.Thread(target=self.server.shutdown).start()
+        self.do_GET()
+    def log_message(self, *_): pass
+if not DEAD.exists():
+    print("serving", flush=True)
+    where = os.environ["ARCADIA_HOST"], int(os.environ["ARCADIA_PORT"])
+    http.server.ThreadingHTTPServer(where, Handler).serve_forever()
+raise MemoryError("the cause")
+"""
+"""Serves until it is sent a request to die; however often it is started again, it stays dead."""
+
+GRACE_S = 5.0
+
+
+@dataclass
+class Place:
+    """Where one launcher runs a worker.
+
+    :param launcher: a new one each time: nothing may be kept in its memory.
+    :param left: what is there of the worker.
+    """
+
+    launcher: Callable[[], Launcher]
+    leases: Leases
+    lease: Lease
+    spec: WorkerSpec
+    left: Callable[[], list[str]]
+
+    def launch(self) -> WorkerHandle:
+        """The handle, as the next task gets it."""
+        held = self.leases.update(self.lease.name, lambda found: found.renew(time.time()))
+        handle = self.launcher().launch(self.spec, held, ray=None)
+        text = json.dumps(handle.to_dict())
+        back = WorkerHandle.from_dict(json.loads(text))
+        assert json.dumps(back.to_dict()) == text
+        return back
+
+    def observe(self, handle: WorkerHandle) -> ProcessObservation:
+        """What a new launcher sees."""
+        return asyncio.run(self.launcher().observe(handle))
+
+    def wait_until_it_serves(self, handle: WorkerHandle) -> None:
+        """Until its port answers."""
+
+        def answers() -> bool:
+            try:
+                return requests.get(handle.url, timeout=1).ok
+            except requests.ConnectionError:
+                return False
+
+        wait_for(answers, 30, "the worker to serve")
+
+    def kill(self, handle: WorkerHandle) -> None:
+        """Let the worker's program end by an error."""
+        self.wait_until_it_serves(handle)
+        assert requests.post(handle.url, timeout=5).ok
+
+
+def process(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """On this machine, with a Python that runs our worker whatever it is told to run."""
+    python = tmp_path / "python"
+    python.write_text(f"#!{sys.executable} -u\n{WORKER}")
+    python.chmod(0o755)
+    store: LeaseStore = request.getfixturevalue("store")
+    held = store.reserve(Identity("dag", "run", "worker"), time.time())
+    request.addfinalizer(lambda: end(None, held.name, grace_s=0) and None)
+
+    def left() -> list[str]:
+        return [str(p.pid) for p in find_marked(held.name)]
+
+    return Place(lambda: ProcessLauncher(store, str(python)), store, held, spec(held, tmp_path), left)
+
+
+def pod(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """In a cluster."""
+    cluster, leases, held = in_cluster(request)
+    port = free_port()
+    settings = PodSettings(
+        image=cluster.python_image, host="127.0.0.1", port=port, worker_url=f"http://127.0.0.1:{port}"
+    )
+
+    def with_our_worker(manifest: Object) -> Object:
+        manifest["spec"]["containers"][0]["command"] = ["python3", "-u", "-c", WORKER]
+        return manifest
+
+    def launcher() -> PodLauncher:
+        return PodLauncher(ArcadiaHook().kubernetes, leases, settings, request=with_our_worker)
+
+    return Place(launcher, leases, held, spec(held, tmp_path), lambda: objects(cluster, held.name))
+
+
+def custom_resource(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """In a cluster where Arcadia acts."""
+    cluster, leases, held = in_cluster(request)
+    arcadia.start_arcadia(cluster, request.getfixturevalue("loopback"), runner=WORKER)
+    settings = WorkerResourceSettings.parse(arcadia.made_here())
+
+    def launcher() -> CustomResourceLauncher:
+        return CustomResourceLauncher(ArcadiaHook().kubernetes, leases, settings)
+
+    return Place(launcher, leases, held, spec(held, tmp_path), lambda: objects(cluster, held.name))
+
+
+def in_cluster(request: pytest.FixtureRequest) -> tuple[Cluster, KubernetesLeases, Lease]:
+    cluster: Cluster = request.getfixturevalue("cluster")
+    request.getfixturevalue("loopback")  # the test's program is run from this machine's files
+    connect(request.getfixturevalue("monkeypatch"), cluster)
+    leases = KubernetesLeases(ArcadiaHook().kubernetes)
+    return cluster, leases, leases.reserve(Identity("dag", "run", "worker"), time.time())
+
+
+def spec(lease: Lease, folder: Path) -> WorkerSpec:
+    return WorkerSpec(name=lease.name, model="org/model", additional_envs={"DEAD": str(folder / "dead")})
+
+
+def objects(cluster: Cluster, name: str) -> list[str]:
+    """Everything that carries Arcadia's label of that worker."""
+    chosen = {"label_selector": f"{WORKER_LABEL}={name}"}
+    lists = (
+        cluster.core.list_namespaced_pod(cluster.namespace, **chosen),
+        cluster.core.list_namespaced_service(cluster.namespace, **chosen),
+    )
+    resources = [w["metadata"]["name"] for w in arcadia.workers(cluster) or ()]
+    return [item.metadata.name for found in lists for item in found.items] + resources
+
+
+@pytest.fixture(params=[process, pod, custom_resource], ids=lambda made: made.__name__)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    made: Place = request.param(request, tmp_path)
+    yield made
+    for item in (made.leases.read(made.lease.name) or made.lease).owned:
+        made.launcher().stop(item.where, grace_s=1)
+    assert made.left() == []
+
+
+def test_a_launched_worker_lives(place: Place):
+    handle = place.launch()
+    assert handle.launcher == place.launcher().name
+    assert place.observe(handle).alive is True
+    place.wait_until_it_serves(handle)
+    assert place.observe(handle).alive is True
+
+
+def test_launching_again_finds_the_same_worker(place: Place):
+    first = place.launch()
+    assert place.launch() == first
+    place.wait_until_it_serves(first)
+    there = place.left()
+    assert place.launch() == first
+    assert place.left() == there
+
+
+def test_the_watch_tells_that_it_lives_and_that_it_died(place: Place):
+    handle = place.launch()
+
+    async def until_it_died() -> ProcessObservation:
+        killing: asyncio.Future[None] | None = None
+        async with aclosing(place.launcher().watch(handle)) as watch:  # type: ignore[type-var]
+            async for seen in watch:
+                if seen.alive and killing is None:
+                    killing = asyncio.ensure_future(asyncio.to_thread(place.kill, handle))
+                if seen.alive is False:
+                    assert killing is not None, "dead before it was killed"
+                    await killing
+                    return seen
+        raise AssertionError("the watch ended")
+
+    assert asyncio.run(asyncio.wait_for(until_it_died(), 60)).alive is False
+
+
+def test_its_log_is_told_from_the_beginning(place: Place):
+    handle = place.launch()
+
+    async def first() -> str:
+        async with aclosing(place.launcher().log_lines(handle)) as lines:  # type: ignore[type-var]
+            async for line in lines:
+                return line
+        raise AssertionError("the log ended")
+
+    assert asyncio.run(asyncio.wait_for(first(), 30)) == "serving"
+
+
+def test_a_worker_that_died_says_how_and_shows_its_last_lines(place: Place):
+    handle = place.launch()
+    place.kill(handle)
+
+    def dead() -> ProcessObservation | None:
+        seen = place.observe(handle)
+        return seen if seen.alive is False and any("the cause" in line for line in seen.log_tail) else None
+
+    seen: ProcessObservation = wait_for(dead, 30, "its end to be seen")
+    assert "MemoryError: the cause" in "\n".join(seen.log_tail)
+    assert seen.exit_reason or seen.trouble
+
+
+def test_stopping_leaves_nothing_however_often_it_is_called(place: Place):
+    handle = place.launch()
+    place.wait_until_it_serves(handle)
+    assert place.left() != []
+    for _ in range(2):
+        assert list(place.launcher().stop(handle.where, grace_s=GRACE_S)) == []
+        wait_for(lambda: place.left() == [], 10, "all of it to be gone")
+    assert place.observe(handle).alive is False
+
+
+def test_what_the_lease_recorded_is_enough_to_stop_it(place: Place):
+    handle = place.launch()
+    place.wait_until_it_serves(handle)
+    lease = place.leases.read(place.lease.name)
+    assert lease is not None
+    (item,) = lease.owned
+    assert (item.kind, item.name, item.launcher) == ("worker", handle.name, handle.launcher)
+    assert list(place.launcher().stop(item.where, grace_s=GRACE_S)) == []
+    wait_for(lambda: place.left() == [], 10, "all of it to be gone")
+
+
+def test_a_worker_that_was_stopped_can_be_launched_anew(place: Place):
+    first = place.launch()
+    place.launcher().stop(first.where, grace_s=GRACE_S)
+    again = place.launch()
+    place.wait_until_it_serves(again)
+    assert place.observe(again).alive is True
+    assert place.observe(first).alive is False
+
+
+def test_nothing_is_launched_under_a_lease_that_is_gone(place: Place, request: pytest.FixtureRequest):
+    if isinstance(place.leases, LeaseStore):
+        place.leases.remove(place.lease.name)
+    else:
+        cluster: Any = request.getfixturevalue("cluster")
+        cluster.coordination.delete_namespaced_lease(place.lease.name, cluster.namespace)
+    with pytest.raises(LeaseError):
+        place.launch()
+    assert place.left() == []

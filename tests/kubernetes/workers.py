@@ -1,0 +1,131 @@
+"""A worker's life in the cluster through the operators, as a DAG has it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from airflow_arcadia.launchers.pod_settings import DEFAULT_WORKER_URL
+from airflow_arcadia.operators.worker import (
+    ArcadiaLaunchWorkerOperator,
+    ArcadiaReserveWorkerOperator,
+    ArcadiaTeardownWorkerOperator,
+)
+from airflow_arcadia.ports import free_port
+from airflow_arcadia.triggers.worker import ArcadiaModelReadyTrigger
+from tests.airflow_context import make_context, set_connection
+from tests.kubernetes.cluster import Cluster
+
+STAND_IN = """
+import http.server, json, os, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+MODEL = os.environ["FASTCHAT_REGISTRATION_MODEL_NAME"]
+ANSWERS = {
+    "/worker_get_status": {"model_names": [MODEL]}, "/model_details": {"context_length": 512},
+    "/v1/completions": {"choices": [{"text": "1"}]},
+}
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self): self.answer({})
+    def do_POST(self): self.answer(ANSWERS.get(self.path, {}))
+    def answer(self, body):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+    def log_message(self, *_): pass
+print("serving", flush=True)
+where = os.environ["ARCADIA_HOST"], int(os.environ["ARCADIA_PORT"])
+http.server.ThreadingHTTPServer(where, Handler).serve_forever()
+"""
+"""Answers as a worker that has loaded its model: for tests of what surrounds it."""
+
+
+@dataclass
+class Run:
+    """One DAG run with one worker group.
+
+    :param run_id: makes the lease's name.
+    """
+
+    cluster: Cluster
+    run_id: str = "manual__1"
+    pod: Mapping[str, Any] = field(default_factory=dict)
+    lease: str = ""
+    handle: dict[str, Any] = field(default_factory=dict)
+
+    def reserve(self) -> str:
+        """The lease's name."""
+        operator = ArcadiaReserveWorkerOperator(task_id="reserve", group="answer")
+        self.lease = operator.execute(make_context(self.run_id))
+        return self.lease
+
+    def launch(self, *, try_number: int = 1, **kwargs: Any) -> dict[str, Any]:
+        """The handle."""
+        usual: dict[str, Any] = {"task_id": "launch", "lease": self.lease, "model": "m/tiny"}
+        if "custom_resource" not in kwargs:
+            usual["pod"] = {"image": self.cluster.python_image, **self.pod}
+        operator = ArcadiaLaunchWorkerOperator(**{**usual, **kwargs})
+        self.handle = operator.execute(make_context(self.run_id, try_number=try_number))
+        return self.handle
+
+    def wait(self, startup_timeout: float = 60.0) -> str | None:
+        """Why the model will not be ready, or None when it is."""
+        trigger = ArcadiaModelReadyTrigger(
+            handle=self.handle,
+            arcadia_conn_id="arcadia_default",
+            started_at=time.time(),
+            startup_timeout=startup_timeout,
+            poll_interval=0.5,
+        )
+
+        async def first() -> str | None:
+            async for event in trigger.run():
+                failed: str | None = event.payload["failed"]
+                return failed
+            raise AssertionError("the trigger ended without an event")
+
+        return asyncio.run(first())
+
+    def teardown(self, grace: float = 5.0) -> None:
+        """End everything."""
+        operator = ArcadiaTeardownWorkerOperator(task_id="teardown", lease=self.lease, grace=grace)
+        operator.execute(make_context(self.run_id))
+
+    @property
+    def objects(self) -> list[str]:
+        """What the cluster still has of this run."""
+        labels = {"label_selector": f"airflow-arcadia/lease={self.lease}"}
+        core, namespace = self.cluster.core, self.cluster.namespace
+        lists = (
+            core.list_namespaced_pod(namespace, **labels),
+            core.list_namespaced_service(namespace, **labels),
+            core.list_namespaced_secret(namespace, **labels),
+            self.cluster.coordination.list_namespaced_lease(namespace, **labels),
+        )
+        return [f"{found.kind} {item.metadata.name}" for found in lists for item in found.items]
+
+
+def stand_in(cluster: Cluster) -> dict[str, Any]:
+    """Pod settings of a worker that is quick to be ready."""
+    container = {"name": "worker", "command": ["python3", "-c", STAND_IN]}
+    return where(cluster) | {"full_pod_spec": {"spec": {"containers": [container]}}}
+
+
+def where(cluster: Cluster) -> dict[str, Any]:
+    """Where a worker listens and is reached: in the loopback cluster all pods share one address."""
+    if cluster.loopback is None:
+        url = os.environ.get("ARCADIA_TEST_WORKER_URL", DEFAULT_WORKER_URL)
+        return {"host": "0.0.0.0", "worker_url": url}
+    port = free_port()
+    return {"host": "127.0.0.1", "port": port, "worker_url": f"http://127.0.0.1:{port}"}
+
+
+def connect(monkeypatch: pytest.MonkeyPatch, cluster: Cluster, **more: Any) -> None:
+    """The ``arcadia`` connection to the cluster."""
+    more = {"arcadia_config_yaml": "rayClusters: []", "namespace": cluster.namespace, **more}
+    set_connection(monkeypatch, kubernetes_conn_id="kubernetes_default", **more)
