@@ -1,9 +1,9 @@
 """vLLM plug-in: where CPUs are few, the engine's processes wait by sleeping instead of spinning.
 
-vLLM's core and ranks poll the shared memory between them without rest, which answers soonest where each has a
-CPU to itself. Where they do not, the spinning takes the CPU from the server in front, and in the core itself
-Python's lock from the thread that takes requests in: on 2 CPUs requests now and then reached the engine one at
-a time, and 1,024 rows took 15 to 70 s instead of 6 s. In a container with a CPU limit it also spends the limit.
+vLLM's core and ranks poll the shared memory between them without rest, which answers soonest where each has
+a CPU to itself. Where they do not, the spinning takes the CPU from the server in front, and in the core itself
+Python's lock from the thread that takes requests in: on 2 CPUs requests now and then reached the engine one
+at a time, and 1,024 rows took 15 to 70 s instead of 6 s. In a container it also uses up the CPU limit.
 
 Entry point group ``vllm.general_plugins`` (vLLM's plug-in system), loaded by each of its processes. Outside a
 worker of ours it does nothing.

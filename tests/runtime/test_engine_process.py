@@ -2,11 +2,11 @@
 
 import os
 import subprocess
-import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+import tomllib
 
 from airflow_arcadia.processes import mark
 from airflow_arcadia.runtime.engine_process import register, usable_cpus
