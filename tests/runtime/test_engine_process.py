@@ -13,6 +13,8 @@ from airflow_arcadia.runtime.engine_process import register, usable_cpus
 from tests.conftest import ROOT
 
 TELL = """
+import multiprocessing
+multiprocessing.current_process().name = "{process}"
 from airflow_arcadia.runtime import engine_process
 engine_process.FEW_CPUS = {few}
 engine_process.register()
@@ -31,13 +33,20 @@ def test_vllm_finds_the_plugin():
 
 @pytest.mark.engine
 @pytest.mark.parametrize(
-    ("marks", "few", "how"),
-    [(mark("lease", "worker/w"), 10_000, OURS), (mark("lease", "worker/w"), 0, VLLMS), ({}, 10_000, VLLMS)],
-    ids=["few CPUs", "many CPUs", "not ours"],
+    ("marks", "process", "few", "how"),
+    [
+        (mark("lease", "worker/w"), "EngineCore", 10_000, OURS),
+        (mark("lease", "worker/w"), "EngineCore", 0, VLLMS),
+        (mark("lease", "worker/w"), "VllmWorker-0", 10_000, VLLMS),
+        ({}, "EngineCore", 10_000, VLLMS),
+    ],
+    ids=["few CPUs", "many CPUs", "a rank", "not ours"],
 )
-def test_only_a_worker_of_ours_on_few_cpus_sleeps(worker_python: str, marks: dict, few: int, how: str):
+def test_only_the_core_of_a_worker_of_ours_on_few_cpus_sleeps(
+    worker_python: str, marks: dict[str, str], process: str, few: int, how: str
+):
     told = subprocess.run(
-        [worker_python, "-c", TELL.format(few=few)],
+        [worker_python, "-c", TELL.format(few=few, process=process)],
         env={**os.environ, **marks},
         capture_output=True,
         text=True,
