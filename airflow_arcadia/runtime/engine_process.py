@@ -1,10 +1,10 @@
 """vLLM plug-in: where CPUs are few, the engine's core waits by sleeping instead of spinning.
 
-vLLM's core polls for its ranks' results without rest, which answers soonest where it has a CPU to itself. Where
-it has not, that takes the CPU from the server in front, and in the core itself Python's lock from the thread
-that takes requests in: on 2 CPUs requests now and then reached the engine one at a time, and 1,024 rows took
-15 to 70 s instead of 6 s. In a container it also uses up the CPU limit. Ranks wait as ever: a rank that sleeps
-finds others on its CPU when there is work again.
+vLLM's core polls for its ranks' results without rest, which answers soonest where it has a CPU to itself.
+Where it has not, that takes the CPU from the server in front, and in the core itself Python's lock from the
+thread that takes requests in: on 2 CPUs requests now and then reached the engine one at a time, and 1,024
+rows took 15 to 70 s instead of 6 s. In a container it also uses up the CPU limit. Ranks wait as ever: a rank
+that sleeps finds others on its CPU when there is work again.
 
 Entry point group ``vllm.general_plugins`` (vLLM's plug-in system), loaded by each of its processes. Outside a
 worker of ours it does nothing.
