@@ -117,7 +117,7 @@ def worker_get(worker: Served, path: str) -> Any:
 def test_an_operator_defers_to_the_worker_and_takes_its_summary(
     worker: Served, source: str, folder: Path, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch
 ):
-    set_connection(monkeypatch, arcadia_config_yaml="rayClusters: []", state_dir=str(worker.store.root))
+    set_connection(monkeypatch, KEY, arcadia_config_yaml="rayClusters: []", state_dir=str(worker.store.root))
     context = make_context()
     operator = ArcadiaBatchInferenceOperator(
         task_id="answer",
