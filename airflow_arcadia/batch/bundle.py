@@ -2,12 +2,14 @@
 
 ``POST /v1/arcadia/bundle`` takes a line a row, ``<url> <JSON>``, and answers with a line a row, ``<number of
 the row, from 0> <status> <Retry-After, or -> <JSON>``, in the order in which they are answered. What HTTP
-costs is paid once for all of them. ``GET`` answers 200 where it exists.
+costs is paid once for all of them. ``GET`` tells that a server has it, by its path.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+
+import orjson
 
 from airflow_arcadia.batch.client import Response
 from airflow_arcadia.batch.records import CHAT, COMPLETIONS, EMBEDDINGS
@@ -15,6 +17,15 @@ from airflow_arcadia.batch.records import CHAT, COMPLETIONS, EMBEDDINGS
 PATH = "/v1/arcadia/bundle"
 URLS = frozenset({CHAT, COMPLETIONS, EMBEDDINGS})
 """What a row may ask for."""
+
+
+def is_told(answer: Response) -> bool:
+    """Whether the answer to ``GET`` is one of a server that takes bundles: some answer 200 to everything."""
+    try:
+        told = orjson.loads(answer.body) if answer.status == 200 else None
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(told, dict) and told.get("path") == PATH
 
 
 def pack(rows: Iterable[tuple[str, bytes]]) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from airflow_arcadia.batch.bundle import PATH, Answers, pack
+from airflow_arcadia.batch.bundle import PATH, Answers, is_told, pack
 from airflow_arcadia.batch.client import AnswerTimeout, ConnectionLost, HttpClient, Response
 
 GATHER_S = 0.003
@@ -88,7 +88,7 @@ class BundlingClient:
         self._takes = await asyncio.shield(self._asking)
 
     async def _does_take(self) -> bool:
-        return (await self._http.get(PATH)).status == 200
+        return is_told(await self._http.get(PATH))
 
     def _put(self, row: _Row) -> None:
         if self._next.bytes + len(row.body) > MOST_BYTES:

@@ -113,7 +113,7 @@ class FakeEngine:
             return _error(404, "Not Found")
         answer = web.StreamResponse()
         if request.method == "GET":
-            return web.json_response({})
+            return web.json_response({"path": bundle.PATH})
         rows = bundle.unpack(await request.read())
         self.bundles.append(len(rows))
         await answer.prepare(request)

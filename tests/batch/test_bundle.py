@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_arcadia.batch.bundle import Answers, pack, pack_answer, unpack
+from airflow_arcadia.batch.bundle import PATH, Answers, is_told, pack, pack_answer, unpack
 from airflow_arcadia.batch.client import Response
 from airflow_arcadia.batch.records import CHAT, COMPLETIONS
 
@@ -12,6 +12,20 @@ from airflow_arcadia.batch.records import CHAT, COMPLETIONS
 def test_a_server_reads_the_rows_that_were_packed():
     rows = [(CHAT, '{"a": "ä \\n \u2028"}'.encode()), (COMPLETIONS, b"{}")]
     assert unpack(pack(rows)) == rows
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (Response(200, b'{"path": "%b"}' % PATH.encode(), None), True),
+        (Response(404, b'{"path": "%b"}' % PATH.encode(), None), False),
+        (Response(200, b'{"object": "list"}', None), False),
+        (Response(200, b"[]", None), False),
+        (Response(200, b"<html>", None), False),
+    ],
+)
+def test_a_server_that_answers_everything_with_200_is_not_taken_for_one_with_bundles(answer, told):
+    assert is_told(answer) is told
 
 
 def test_a_line_without_json_is_refused():
