@@ -33,7 +33,7 @@ class Identity:
 
     @property
     def lease_name(self) -> str:
-        """DNS label that starts with a letter, the same for every retry, different for every run and group."""
+        """DNS label that starts with a letter; one for all retries, another for every run and group."""
         key = f"{self.dag_id}\0{self.run_id}\0{self.group}\0{self.map_index}"
         digest = hashlib.sha256(key.encode()).hexdigest()[:10]
         readable = re.sub(r"[^a-z0-9]+", "-", self.group.lower()).strip("-") or "worker"

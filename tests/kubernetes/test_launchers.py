@@ -177,7 +177,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     yield made
     for item in (made.leases.read(made.lease.name) or made.lease).owned:
         made.launcher().stop(item.where, grace_s=1)
-    assert made.left() == []
+    wait_for(lambda: made.left() == [], 60, "all of it to be gone")
 
 
 def test_a_launched_worker_lives(place: Place):

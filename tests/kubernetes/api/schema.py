@@ -39,7 +39,7 @@ _SIMPLE: dict[str, tuple[type, ...]] = {
 _LABELS = {"V1ServiceSpec.selector"}
 _MICRO_TIMES = {("V1LeaseSpec", "acquire_time"), ("V1LeaseSpec", "renew_time"), ("CoreV1Event", "event_time")}
 _NAME_RULE = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.'"
-_SERVICE_RULE = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with a letter"
+_SERVICE_RULE = "a DNS-1035 label must consist of lower case alphanumerics or '-', and start with a letter"
 _LABEL_RULE = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with one"
 _MOST_ANNOTATIONS = 256 * 1024  # bytes, of all together
 
