@@ -149,6 +149,20 @@ def test_one_that_was_online_before_stays_online(run: Run, cluster: Cluster):
     assert len(pods(cluster, "qwen")) == 1
 
 
+def test_two_runs_side_by_side_do_not_touch_each_other(run: Run, cluster: Cluster):
+    other = Run(cluster, "manual__2")
+    other.reserve()
+    launch(run)
+    kept = launch(other)
+    assert (run.wait(), other.wait()) == (None, None)
+    run.teardown(grace=1)
+    assert worker(cluster, run.lease) is None
+    assert other.wait() is None
+    assert (worker(cluster, other.lease) or {})["metadata"]["uid"] == kept["where"]["uid"]
+    other.teardown(grace=1)
+    assert other.objects == []
+
+
 def test_two_runs_do_not_share_a_worker_and_one_whose_run_is_gone_is_taken_over(run: Run, cluster: Cluster):
     url = made_before(cluster, "qwen")
     launch(run, name="qwen", existing=True, worker_url=url)
