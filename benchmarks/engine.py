@@ -47,6 +47,10 @@ MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS, MAX_MODEL_LEN = 256, 8192, 1024
 KV_CACHE = 512 * 2**20
 PARAMETERS = {"max_tokens": TOKENS, "temperature": 0.0, "ignore_eos": True}
 PREFIX_GROUPS, PREFIX_ROWS, PREFIX_WORDS, PREFIX_TOKENS = 48, 16, 480, 4
+SETTLE_S = 1.5
+"""Between two ways: vLLM's processes spin for a second after their last row, on the next way's CPUs."""
+POLL_S = 0.02
+"""Between two looks at a batch inside the worker: half of it, on average, is measured with it."""
 PREFIX_KV_CACHE = 16 * 2**20
 """Bytes that hold some of the prefixes at a time, not all: otherwise the order would not matter."""
 
@@ -185,7 +189,7 @@ def in_worker(folder: Path, handle: WorkerHandle, number: int) -> float:
         spec = BatchSpec(str(folder / "rows.jsonl"), str(folder / f"worker-{number}.jsonl"), NAME)
         name = await batches.submit(spec)
         while isinstance(state := judge(await batches.get(name)), Running):  # noqa: ASYNC110 - another process
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(POLL_S)
         assert isinstance(state, Completed), state
         assert state.summary["failed"] == 0
         return time.monotonic() - began
@@ -240,8 +244,8 @@ def _alternate(ways: dict[str, Callable[[int], float]], rounds: int) -> dict[str
         # Each round begins with another way: coming first or last after a pause is no one's advantage.
         order = list(ways)
         for name in [*order[number % len(order) :], *order[: number % len(order)]]:
-            way = ways[name]
-            took = way(number)
+            time.sleep(SETTLE_S)
+            took = ways[name](number)
             print(f"round {number}: {name:>12} {took:6.2f} s", flush=True)
             if number:
                 seconds[name].append(took)
@@ -254,14 +258,7 @@ TELL_VERSIONS = "import vllm, torch, ray; print(vllm.__version__, torch.__versio
 def versions() -> dict[str, str]:
     """What was measured, and on what."""
     told = subprocess.run(
-        [
-            WORKER_PYTHON,
-            "-c",
-            "import vllm, torch, ray; print(vllm.__version__, torch.__version__, ray.__version__)",
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
+        [WORKER_PYTHON, "-c", TELL_VERSIONS], capture_output=True, text=True, check=True
     ).stdout.split()
     model = next(
         (

@@ -10,7 +10,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -38,6 +38,22 @@ class AnswerTimeout(Exception):
     """No whole answer came in time."""
 
 
+class Client(Protocol):
+    """What a batch asks of its way to a server. One event loop only."""
+
+    async def post(self, path: str, body: bytes) -> Response:
+        """Send JSON. Raises :class:`ConnectionLost` and :class:`AnswerTimeout`."""
+
+    async def get(self, path: str) -> Response:
+        """Raises :class:`ConnectionLost` and :class:`AnswerTimeout`."""
+
+    def drop_connections(self) -> None:
+        """End all requests that wait for an answer: they fail with :class:`ConnectionLost`."""
+
+    def expire(self, seconds: float) -> None:
+        """End requests that have waited longer for their answer: they fail with :class:`AnswerTimeout`."""
+
+
 class HttpClient:
     """Requests to one server over a pool of kept connections. One event loop only.
 
@@ -61,16 +77,19 @@ class HttpClient:
         self._open: set[_Connection] = set()
         self._heads: dict[str, bytes] = {}
 
-    async def post(self, path: str, body: bytes) -> Response:
-        """Send JSON. Raises :class:`ConnectionLost`."""
+    async def post(self, path: str, body: bytes, on_chunk: Callable[[bytes], None] | None = None) -> Response:
+        """Send JSON. Raises :class:`ConnectionLost` and :class:`AnswerTimeout`.
+
+        :param on_chunk: takes the body as it comes, if the status is 200; the answer then has none.
+        """
         head = self._heads.get(path)
         if head is None:
             text = f"POST {self._path}{path} HTTP/1.1\r\n{self._headers}Content-Type: application/json\r\n"
             head = self._heads[path] = (text + "Content-Length: ").encode("latin-1")
-        return await self._exchange(b"%b%d\r\n\r\n%b" % (head, len(body), body))
+        return await self._exchange(b"%b%d\r\n\r\n%b" % (head, len(body), body), on_chunk)
 
     async def get(self, path: str) -> Response:
-        """Raises :class:`ConnectionLost`."""
+        """Raises :class:`ConnectionLost` and :class:`AnswerTimeout`."""
         return await self._exchange(
             f"GET {self._path}{path} HTTP/1.1\r\n{self._headers}\r\n".encode("latin-1")
         )
@@ -88,14 +107,14 @@ class HttpClient:
             if connection.waiting and connection.used_at < oldest:
                 connection.close(AnswerTimeout(f"no answer within {seconds:g} s"))
 
-    async def _exchange(self, data: bytes) -> Response:
+    async def _exchange(self, data: bytes, on_chunk: Callable[[bytes], None] | None = None) -> Response:
         while True:
             connection = self._reuse()
             kept = connection is not None
             if connection is None:
                 connection = await self._connect()
             try:
-                response = await connection.exchange(data)
+                response = await connection.exchange(data, on_chunk)
             except ConnectionLost:
                 # The server may close a kept connection just when it is used again: no one's failure.
                 if kept and not connection.answering and not connection.dropped:
@@ -147,6 +166,7 @@ class _Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[Response] | None = None
         self._body: list[bytes] = []
+        self._on_chunk: Callable[[bytes], None] | None = None
         self._retry_after: str | None = None
         self.closed = False
         self.reusable = False
@@ -156,10 +176,10 @@ class _Connection(asyncio.Protocol):
         self.used_at = 0.0
         """When it was last sent or answered something, by the monotonic clock."""
 
-    async def exchange(self, data: bytes) -> Response:
+    async def exchange(self, data: bytes, on_chunk: Callable[[bytes], None] | None) -> Response:
         if self._transport is None or self.closed:
             raise ConnectionLost("it was closed")
-        self._body, self._retry_after = [], None
+        self._body, self._retry_after, self._on_chunk = [], None, on_chunk
         self.reusable = self.answering = False
         self.used_at = time.monotonic()
         self._waiter = asyncio.get_running_loop().create_future()
@@ -197,7 +217,10 @@ class _Connection(asyncio.Protocol):
             self._retry_after = value.decode("latin-1")
 
     def on_body(self, body: bytes) -> None:
-        self._body.append(body)
+        if self._on_chunk is not None and self._parser.get_status_code() == 200:
+            self._on_chunk(body)
+        else:
+            self._body.append(body)
 
     def on_message_complete(self) -> None:
         self.reusable = self._parser.should_keep_alive()

@@ -31,6 +31,10 @@ from airflow_arcadia.batch.work import Work, WorkQueue
 from airflow_arcadia.batch.writer import SegmentWriter
 from airflow_arcadia.exceptions import BatchError, BatchInputError
 
+_BEGIN_TOGETHER = 16
+"""Lanes that read their first row in the same turn of the event loop: the first rows are on their way, and
+the engine at work, while the last ones are still read."""
+
 
 class _Asked(NamedTuple):
     """A row on its way, as it is sent."""
@@ -61,9 +65,11 @@ class Lanes:
         """As many lanes to the server as rows may be in flight to it."""
         loop = asyncio.get_running_loop()
         count = min(self.spec.max_in_flight, self.job.manifest.rows)
-        return [loop.create_task(self._run(server)) for _ in range(count)]
+        return [loop.create_task(self._run(server, lane // _BEGIN_TOGETHER)) for lane in range(count)]
 
-    async def _run(self, server: Server) -> None:
+    async def _run(self, server: Server, turn: int) -> None:
+        for _ in range(turn):
+            await asyncio.sleep(0)
         writer = self.writer
         while (work := await self.queue.take(server)) is not None:
             if not writer.has_room:

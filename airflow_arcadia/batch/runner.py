@@ -7,9 +7,10 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from airflow_arcadia.batch.client import Client
 from airflow_arcadia.batch.door import Finished, Ready, prepare, settle_model
 from airflow_arcadia.batch.finalise import finalise, summarise
 from airflow_arcadia.batch.job import ORDER, Job
@@ -17,7 +18,7 @@ from airflow_arcadia.batch.lanes import Lanes
 from airflow_arcadia.batch.meter import Meter
 from airflow_arcadia.batch.ordering import order_ready, write_order
 from airflow_arcadia.batch.rows import Rows
-from airflow_arcadia.batch.servers import Server, choose_model, end_tasks, unreachable
+from airflow_arcadia.batch.servers import Server, choose_model, connect_http, end_tasks, unreachable
 from airflow_arcadia.batch.shape import Shape
 from airflow_arcadia.batch.source import locate
 from airflow_arcadia.batch.spec import BatchSpec, BatchSummary, Endpoint, Progress
@@ -29,6 +30,8 @@ from airflow_arcadia.exceptions import BatchError, BatchInputError
 
 log = logging.getLogger(__name__)
 
+_LOOK = 0.002
+"""Seconds between two looks for the first endpoint that is up."""
 _TICK = 0.1
 """Seconds between two looks at what no answer triggers: a wish to stop, late answers, progress."""
 
@@ -60,6 +63,7 @@ async def run_batch_async(
     on_progress: Callable[[Progress], None] | None = None,
     progress_interval_s: float = 5.0,
     should_stop: Callable[[], bool] | None = None,
+    connect: Callable[[Endpoint], Client] = connect_http,
 ) -> BatchSummary:
     """Answer every row and return the summary.
 
@@ -69,6 +73,7 @@ async def run_batch_async(
     :param on_progress: called with the progress, at most every ``progress_interval_s`` seconds and once at
         the end. An error it raises is logged, and the batch goes on.
     :param should_stop: asked several times a second; True commits what is answered and ends the batch.
+    :param connect: makes the way to an endpoint.
 
     Raises :class:`BatchInputError` for input, output or parameters that cannot be used, and
     :class:`BatchError` when the batch stopped before its end. Cancelling it commits what is answered.
@@ -78,7 +83,7 @@ async def run_batch_async(
     ready = await asyncio.to_thread(prepare, spec)
     if isinstance(ready, Finished):
         return ready.summary
-    run = _Run(spec, ready, endpoints, should_stop or (lambda: False))
+    run = _Run(spec, ready, {endpoint: connect(endpoint) for endpoint in endpoints}, should_stop)
     run.report_to(on_progress, progress_interval_s)
     try:
         return await run.run()
@@ -97,11 +102,16 @@ class _Run:
     """One attempt. What ends it early goes through :meth:`_end`; the first reason counts."""
 
     def __init__(
-        self, spec: BatchSpec, ready: Ready, endpoints: Sequence[Endpoint], should_stop: Callable[[], bool]
+        self,
+        spec: BatchSpec,
+        ready: Ready,
+        ways: Mapping[Endpoint, Client],
+        should_stop: Callable[[], bool] | None,
     ) -> None:
-        self._spec, self._ready, self._should_stop = spec, ready, should_stop
+        self._spec, self._ready, self._should_stop = spec, ready, should_stop or (lambda: False)
         self._servers = [
-            Server(endpoint, spec.max_in_flight, self._server_came_up, self._end) for endpoint in endpoints
+            Server(endpoint, client, spec.max_in_flight, self._server_came_up, self._end)
+            for endpoint, client in ways.items()
         ]
         self._error: BaseException | None = None
         self._queue: WorkQueue | None = None
@@ -165,7 +175,7 @@ class _Run:
                 raise unreachable(self._servers, self._spec.endpoint_timeout_s)
             if self._error is not None:
                 raise self._error
-            await asyncio.sleep(_TICK / 10)
+            await asyncio.sleep(_LOOK)
 
     def _claim(self) -> Job:
         """Take over the job's folder, with everything in it that sending rows needs."""

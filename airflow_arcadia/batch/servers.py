@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import orjson
 
-from airflow_arcadia.batch.client import AnswerTimeout, ConnectionLost, HttpClient
+from airflow_arcadia.batch.bundling import BundlingClient
+from airflow_arcadia.batch.client import AnswerTimeout, Client, ConnectionLost, HttpClient
 from airflow_arcadia.batch.spec import Endpoint
 from airflow_arcadia.exceptions import ArcadiaError, BatchError, BatchInputError
 
@@ -20,9 +21,15 @@ _PROBE_FIRST, _PROBE_LONGEST = 0.1, 2.0
 """Seconds between two probes of an endpoint that is down: doubling from the first to the longest."""
 
 
+def connect_http(endpoint: Endpoint) -> Client:
+    """The way to an endpoint that is another process."""
+    return BundlingClient(HttpClient(endpoint.url, endpoint.api_key))
+
+
 class Server:
     """One endpoint. It counts as down until it has listed its models.
 
+    :param client: the way to it.
     :param most_in_flight: rows it may have at once.
     :param changed: called when it came up.
     :param failed: called with an error that no waiting mends.
@@ -31,12 +38,13 @@ class Server:
     def __init__(
         self,
         endpoint: Endpoint,
+        client: Client,
         most_in_flight: int,
         changed: Callable[[], None],
         failed: Callable[[ArcadiaError], None],
     ) -> None:
         self.url = endpoint.url
-        self.client = HttpClient(endpoint.url, endpoint.api_key)
+        self.client = client
         self.models: list[str] = []
         self.up = False
         self.why_down = "it was not reached yet"

@@ -16,7 +16,6 @@ from pathlib import Path
 from airflow_arcadia.exceptions import ArcadiaError
 from airflow_arcadia.runtime import ray_node
 from airflow_arcadia.runtime.guard import StopSignal, adopt_orphans, end_children, say, start_child, watch
-from airflow_arcadia.runtime.priority import yield_to_server
 from airflow_arcadia.runtime.server import server_argv, server_env
 from airflow_arcadia.runtime.shared_memory import EngineSharedMemory
 from airflow_arcadia.worker import WorkerSpec
@@ -61,12 +60,7 @@ def serve(
     record = Path(spec.lease_file).with_name(f"{spec.name}.shm") if spec.lease_file else None
     memory = EngineSharedMemory(record)
     server = start_child(server_argv(spec), server_env(spec, os.environ, node_ip))
-
-    def look_after() -> None:
-        memory.look()
-        yield_to_server()
-
-    reason = watch(server, stop, spec.lease_file, look_after)
+    reason = watch(server, stop, spec.lease_file, memory.look)
     if reason:
         say(f"stopping: {reason}")
         _drain(server, spec.drain_seconds)

@@ -64,7 +64,7 @@ async def stream(
 
     async def run() -> None:
         try:
-            await app(_scope(scope, method, path, len(payload)), receive, messages.put)
+            await app(request_scope(scope, method, path, len(payload)), receive, messages.put)
         finally:
             await messages.put(None)
 
@@ -85,8 +85,8 @@ async def stream(
                 await task
 
 
-async def read_json(receive: Receive) -> Any:
-    """The request's body as JSON. Raises ValueError when it is none."""
+async def read_body(receive: Receive) -> bytes:
+    """The request's whole body. Raises ValueError when the client goes away before its end."""
     chunks = []
     while True:
         message = await receive()
@@ -94,7 +94,12 @@ async def read_json(receive: Receive) -> Any:
             raise ValueError("the client went away")
         chunks.append(message.get("body", b""))
         if not message.get("more_body"):
-            return json.loads(b"".join(chunks) or b"{}")
+            return b"".join(chunks)
+
+
+async def read_json(receive: Receive) -> Any:
+    """The request's body as JSON. Raises ValueError when it is none."""
+    return json.loads(await read_body(receive) or b"{}")
 
 
 async def respond(
@@ -110,7 +115,8 @@ def header(scope: Mapping[str, Any], name: bytes) -> str:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name), "")
 
 
-def _scope(outer: Scope, method: str, path: str, length: int) -> Scope:
+def request_scope(outer: Scope, method: str, path: str, length: int) -> Scope:
+    """The scope of a JSON request inside another's, or inside the lifespan's."""
     headers = [*JSON_HEADERS, (b"content-length", str(length).encode())]
     inner = {key: value for key, value in outer.items() if key not in {"path_params", "route", "endpoint"}}
     return inner | {

@@ -14,10 +14,12 @@ import dataclasses
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, Progress, run_batch_async
+from airflow_arcadia.batch.client import Client
 from airflow_arcadia.exceptions import ArcadiaError, BatchInputError
 from airflow_arcadia.runtime.guard import say
 
@@ -83,10 +85,17 @@ class BatchJobs:
     :param endpoint: the worker's own server.
     :param model: name it serves.
     :param folder: where batches are written down; None forgets them with the process.
+    :param connect: makes the way to the endpoint.
     """
 
-    def __init__(self, endpoint: Endpoint, model: str, folder: Path | None) -> None:
-        self._endpoint = endpoint
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        model: str,
+        folder: Path | None,
+        connect: Callable[[Endpoint], Client],
+    ) -> None:
+        self._endpoint, self._connect = endpoint, connect
         self._model = model
         self._folder = folder
         self._batches: dict[str, Batch] = {}
@@ -172,6 +181,7 @@ class BatchJobs:
             summary = await run_batch_async(
                 BatchSpec(**batch.spec),
                 [self._endpoint],
+                connect=self._connect,
                 on_progress=note,
                 progress_interval_s=PROGRESS_INTERVAL_S,
                 should_stop=lambda: self._stopping or batch.status == "cancelling",

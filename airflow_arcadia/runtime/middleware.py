@@ -16,13 +16,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from airflow_arcadia.batch import Endpoint
-from airflow_arcadia.runtime import batch_routes, fastchat
+from airflow_arcadia.batch import Endpoint, bundle
+from airflow_arcadia.runtime import batch_routes, bundle_route, fastchat
 from airflow_arcadia.runtime.asgi import App, Receive, Scope, Send, call, header, read_json, respond, stream
 from airflow_arcadia.runtime.batch_routes import is_batch_path
 from airflow_arcadia.runtime.batches import BatchJobs
 from airflow_arcadia.runtime.conversation import describe
+from airflow_arcadia.runtime.desk import Desk
 from airflow_arcadia.runtime.guard import say
+from airflow_arcadia.runtime.in_process import InProcessClient
 from airflow_arcadia.runtime.registration import Registration
 from airflow_arcadia.worker import WorkerSpec, WorkerStatus
 
@@ -49,7 +51,13 @@ class ArcadiaMiddleware:
         self._registration: Registration | None = None
         self._tasks: list[asyncio.Task[None]] = []
         folder = Path(self._spec.lease_file).parent if self._spec.lease_file else None
-        self._batches = BatchJobs(Endpoint(self._spec.url, self._key), self._spec.served_model_name, folder)
+        self._desk = Desk(app, self._scope)
+        self._batches = BatchJobs(
+            Endpoint(self._spec.url),
+            self._spec.served_model_name,
+            folder,
+            connect=lambda _: InProcessClient(self._desk),
+        )
         self._handlers: dict[str, Handler] = {
             "/worker_generate": self._generate,
             "/worker_generate_stream": self._generate_stream,
@@ -87,6 +95,8 @@ class ArcadiaMiddleware:
         try:
             if is_batch_path(path):
                 await batch_routes.handle(self._batches, scope, receive, send)
+            elif path == bundle.PATH:
+                await bundle_route.handle(self._desk, scope, receive, send)
             elif handler is None:
                 await self._app(scope, receive, send)
             else:
@@ -176,7 +186,7 @@ class ArcadiaMiddleware:
         return {
             "model_names": [self._spec.served_model_name] if ready else [],
             "speed": 1,
-            "queue_length": self._in_flight,
+            "queue_length": self._in_flight + self._desk.rows,
         }
 
     def _describe(self) -> dict[str, Any]:
@@ -194,6 +204,7 @@ class ArcadiaMiddleware:
             if message["type"] == "lifespan.startup.complete":
                 loop = asyncio.get_running_loop()
                 loop.add_signal_handler(signal.SIGUSR1, self._start_draining)
+                settle_environment()
                 self._tasks.append(asyncio.create_task(self._open()))
             await send(message)
 
@@ -261,6 +272,14 @@ class ArcadiaMiddleware:
         else:
             kind = "invalid_api_key" if status == 401 else "service_unavailable"
             await respond(send, status, {"error": {"message": message, "type": kind, "code": status}})
+
+
+def settle_environment() -> None:
+    """Let vLLM look its environment variables up once, as its engine does, instead of for every token."""
+    with suppress(ImportError, AttributeError):
+        from vllm.envs import enable_envs_cache
+
+        enable_envs_cache()
 
 
 async def _send_part(send: Send, answer: dict[str, Any]) -> None:

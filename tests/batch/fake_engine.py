@@ -9,9 +9,13 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 from aiohttp import web
+
+from airflow_arcadia.batch import bundle
+from airflow_arcadia.batch.client import Response
 
 CONTEXT = 64
 """Words a prompt may have."""
@@ -29,8 +33,13 @@ class FakeEngine:
         """Prompt → statuses of its next answers; 0 closes the connection without one."""
         self.held: asyncio.Event | None = None
         """While set and not fired, no row is answered."""
+        self.delays: dict[str, asyncio.Event] = {}
+        """Prompt → what it waits for."""
         self.delay = 0.0
         self.takes_lists = True
+        self.takes_bundles = False
+        self.bundles: list[int] = []
+        """Rows in each bundle so far."""
         self.most_prompts = 0
         """Prompts in the longest list so far."""
         self.running = 0
@@ -47,7 +56,8 @@ class FakeEngine:
         app.router.add_get("/metrics", self._metrics)
         for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
             app.router.add_post(path, self._answer)
-        self._runner = web.AppRunner(app, shutdown_timeout=0.0, access_log=None)
+        app.router.add_route("*", bundle.PATH, self._answer_bundle)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.0, access_log=None, handler_cancellation=True)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
         await site.start()
@@ -96,13 +106,48 @@ class FakeEngine:
         finally:
             self.running -= 1
 
-    async def _generate(self, request: web.Request, body: dict[str, Any]) -> web.Response:
+    async def _answer_bundle(self, request: web.Request) -> web.StreamResponse:
+        if denied := self._denied(request):
+            return denied
+        if not self.takes_bundles:
+            return _error(404, "Not Found")
+        answer = web.StreamResponse()
+        if request.method == "GET":
+            return web.json_response({})
+        rows = bundle.unpack(await request.read())
+        self.bundles.append(len(rows))
+        await answer.prepare(request)
+
+        async def one(number: int, url: str, raw: bytes) -> None:
+            part = SimpleNamespace(path=url, transport=request.transport)
+            body = json.loads(raw)
+            self.bodies.append(body)
+            whole = await self._generate(part, body)
+            after = whole.headers.get("Retry-After")
+            line = Response(whole.status, (whole.text or "").encode(), after)
+            await answer.write(bundle.pack_answer(number, line))
+
+        tasks = [asyncio.create_task(one(number, *row)) for number, row in enumerate(rows)]
+        self.running += len(rows)
+        self.most_running = max(self.most_running, self.running)
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            self.running -= len(rows)
+            for task in tasks:
+                task.cancel()
+        await answer.write_eof()
+        return answer
+
+    async def _generate(self, request: Any, body: dict[str, Any]) -> web.Response:
         if isinstance(body.get("prompt"), list):
             return await self._generate_all(request, body)
         text = _text(body)
         self.seen[text] += 1
         if self.held is not None:
             await self.held.wait()
+        if text in self.delays:
+            await self.delays[text].wait()
         if self.delay:
             await asyncio.sleep(self.delay)
         if statuses := self.failing.get(text):
@@ -119,7 +164,7 @@ class FakeEngine:
         self.tokens += 3
         return web.json_response(self._body(request.path, body, text, words))
 
-    async def _generate_all(self, request: web.Request, body: dict[str, Any]) -> web.Response:
+    async def _generate_all(self, request: Any, body: dict[str, Any]) -> web.Response:
         """A list of prompts: one choice each, and the usage of all."""
         if not self.takes_lists:
             return _error(400, "prompt must be a string")

@@ -1,0 +1,77 @@
+"""``/v1/arcadia/bundle``: many rows in one request, see :mod:`airflow_arcadia.batch.bundle`."""
+
+from __future__ import annotations
+
+import asyncio
+
+from airflow_arcadia.batch.bundle import PATH, pack_answer, unpack
+from airflow_arcadia.batch.client import Response
+from airflow_arcadia.runtime.asgi import Receive, Scope, Send, read_body, respond
+from airflow_arcadia.runtime.desk import Desk
+
+_HEADERS = ((b"content-type", b"text/plain; charset=utf-8"),)
+
+
+async def handle(desk: Desk, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer one request."""
+    if scope["method"] == "GET":
+        await respond(send, 200, {"path": PATH})
+        return
+    if scope["method"] != "POST":
+        await _refuse(send, 405, f"{scope['method']} is not possible there.")
+        return
+    try:
+        rows = unpack(await read_body(receive))
+    except ValueError as error:
+        await _refuse(send, 400, str(error))
+        return
+    bundle = _Bundle(desk)
+    tasks = [asyncio.create_task(bundle.answer(*row)) for row in enumerate(rows)]
+    tasks.append(asyncio.create_task(bundle.wait_for_leave(receive)))
+    try:
+        await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
+        await bundle.send_all(len(rows), send)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+class _Bundle:
+    """The rows of one request: lines collect while the ones before them are sent."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._lines: list[bytes] = []
+        self._more = asyncio.Event()
+        self._left = False
+
+    async def answer(self, number: int, row: tuple[str, bytes]) -> None:
+        try:
+            answer = await self._desk.answer(*row)
+        except Exception as error:  # noqa: BLE001 - one row's failure is not the others'
+            answer = Response(500, repr(error).encode(), None)
+        self._lines.append(pack_answer(number, answer))
+        self._more.set()
+
+    async def wait_for_leave(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._left = True
+        self._more.set()
+
+    async def send_all(self, count: int, send: Send) -> None:
+        """Send lines until there is one for each row, or nobody to read them."""
+        while count:
+            await self._more.wait()
+            if self._left:
+                return
+            self._more.clear()
+            lines, self._lines = self._lines, []
+            count -= len(lines)
+            await send({"type": "http.response.body", "body": b"".join(lines), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _refuse(send: Send, status: int, message: str) -> None:
+    error = {"message": message, "type": "invalid_request_error", "code": status}
+    await respond(send, status, {"error": error})

@@ -1,0 +1,44 @@
+"""The lines of a bundle."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_arcadia.batch.bundle import Answers, pack, pack_answer, unpack
+from airflow_arcadia.batch.client import Response
+from airflow_arcadia.batch.records import CHAT, COMPLETIONS
+
+
+def test_a_server_reads_the_rows_that_were_packed():
+    rows = [(CHAT, '{"a": "ä \\n \u2028"}'.encode()), (COMPLETIONS, b"{}")]
+    assert unpack(pack(rows)) == rows
+
+
+def test_a_line_without_json_is_refused():
+    with pytest.raises(ValueError, match="line 1"):
+        unpack(b"/v1/completions {}\n/v1/completions")
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(100, 599), st.text(st.characters(codec="utf-8")), st.none() | st.just("7"))
+    ),
+    st.integers(1, 40),
+)
+def test_answers_are_read_wherever_the_chunks_end(parts, size):
+    answers = [Response(status, text.replace("\n", "").encode(), after) for status, text, after in parts]
+    data = b"".join(pack_answer(number, answer) for number, answer in enumerate(answers))
+    reader, read = Answers(), []
+    for begin in range(0, len(data), size):
+        read += reader.feed(data[begin : begin + size])
+    assert read == list(enumerate(answers))
+
+
+def test_a_message_of_several_lines_becomes_one():
+    ((number, answer),) = Answers().feed(pack_answer(3, Response(502, b"Bad\nGateway", "Wed, 21 Oct")))
+    assert (number, answer) == (3, Response(502, b"Bad Gateway", "Wed,_21_Oct"))
+
+
+def test_a_wrong_line_is_an_error():
+    with pytest.raises(ValueError, match="invalid literal"):
+        list(Answers().feed(b"<html> <body> a b\n"))

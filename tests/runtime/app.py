@@ -1,0 +1,101 @@
+"""A FastAPI application like vLLM's: endpoints of a request model and the raw request, in its decorators."""
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from airflow_arcadia.batch.records import CHAT, COMPLETIONS
+
+
+class ChatRequest(BaseModel):
+    """A row's body."""
+
+    prompt: str
+    wait: bool = False
+    fail: bool = False
+
+
+def with_cancellation(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Ends the handler when the client goes away, as vLLM's of this name does."""
+
+    @functools.wraps(handler)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        raw = kwargs["raw_request"]
+        work = asyncio.create_task(handler(*args, **kwargs))
+        gone = asyncio.create_task(disconnect(raw))
+        done, pending = await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        return work.result() if work in done else None
+
+    return wrapper
+
+
+def watched(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """A decorator that vLLM does not have."""
+
+    @functools.wraps(handler)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return await handler(*args, **kwargs)
+
+    return wrapper
+
+
+async def disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class Served:
+    """What a test holds of the application."""
+
+    def __init__(self, decorate: Callable[..., Any] = with_cancellation) -> None:
+        self.app = FastAPI()
+        self.through_middleware = 0
+        self.running = 0
+        self.go = asyncio.Event()
+
+        @self.app.middleware("http")
+        async def count(request: Request, forward: Callable[[Request], Awaitable[Any]]) -> Any:
+            self.through_middleware += 1
+            return await forward(request)
+
+        @self.app.exception_handler(ValueError)
+        async def refuse(request: Request, error: ValueError) -> JSONResponse:
+            return JSONResponse({"error": {"message": str(error)}}, 400, {"Retry-After": "3"})
+
+        @self.app.post(CHAT)
+        @decorate
+        async def chat(request: ChatRequest, raw_request: Request):
+            return await self._answer(request, raw_request)
+
+        @self.app.get("/v1/models")
+        async def models():
+            return {"data": [{"id": "tiny"}]}
+
+        @self.app.post(COMPLETIONS)
+        async def complete(request: dict):
+            return {"odd": True}
+
+    async def _answer(self, request: ChatRequest, raw_request: Request) -> JSONResponse:
+        assert raw_request.app is self.app
+        raw_request.state.seen = True
+        if request.fail:
+            raise ValueError("it cannot be rendered")
+        self.running += 1
+        try:
+            if request.wait:
+                await self.go.wait()
+        finally:
+            self.running -= 1
+        return JSONResponse({"text": request.prompt.upper()})
+
+    @property
+    def scope(self) -> dict[str, Any]:
+        """What the scopes of its requests have in common."""
+        return {"asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "app": self.app}

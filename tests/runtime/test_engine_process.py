@@ -1,0 +1,63 @@
+"""How the engine's processes wait."""
+
+import os
+import subprocess
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+import tomllib
+
+from airflow_arcadia.processes import mark
+from airflow_arcadia.runtime.engine_process import register, usable_cpus
+from tests.conftest import ROOT
+
+TELL = """
+import multiprocessing
+multiprocessing.current_process().name = "{process}"
+from airflow_arcadia.runtime import engine_process
+engine_process.FEW_CPUS = {few}
+engine_process.register()
+engine_process.register()
+from vllm.distributed.device_communicators import shm_broadcast
+print(shm_broadcast.SpinCondition.wait.__globals__["sched_yield"].__module__)
+"""
+OURS, VLLMS = "airflow_arcadia.runtime.engine_process", "vllm.distributed.utils"
+
+
+def test_vllm_finds_the_plugin():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ((name, value),) = project["entry-points"]["vllm.general_plugins"].items()
+    assert EntryPoint(name, value, "vllm.general_plugins").load() is register
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("marks", "process", "few", "how"),
+    [
+        (mark("lease", "worker/w"), "EngineCore", 10_000, OURS),
+        (mark("lease", "worker/w"), "EngineCore", 0, VLLMS),
+        (mark("lease", "worker/w"), "VllmWorker-0", 10_000, VLLMS),
+        ({}, "EngineCore", 10_000, VLLMS),
+    ],
+    ids=["few CPUs", "many CPUs", "a rank", "not ours"],
+)
+def test_only_the_core_of_a_worker_of_ours_on_few_cpus_sleeps(
+    worker_python: str, marks: dict[str, str], process: str, few: int, how: str
+):
+    told = subprocess.run(
+        [worker_python, "-c", TELL.format(few=few, process=process)],
+        env={**os.environ, **marks},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.splitlines()[-1] == how
+
+
+@pytest.mark.parametrize(("text", "most"), [("150000 100000\n", 1.5), ("max 100000\n", None), ("", None)])
+def test_a_containers_limit_counts_where_it_is_lower(tmp_path: Path, text: str, most: float | None):
+    (tmp_path / "cpu.max").write_text(text)
+    here = len(os.sched_getaffinity(0))
+    assert usable_cpus(tmp_path / "cpu.max") == (min(most, here) if most else here)
+    assert usable_cpus(tmp_path / "absent") == here
