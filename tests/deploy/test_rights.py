@@ -21,6 +21,8 @@ from tests.kubernetes.workers import STAND_IN, Run, connect, stand_in
 BASE = role("airflow-arcadia", "tests")
 RAY = role("airflow-arcadia-ray", "tests")
 WORKERS = role("airflow-arcadia-workers", "tests")
+SLOW = f"import time; time.sleep(1.5)\n{STAND_IN}"
+"""A worker that takes a moment to load: what is asked while one waits must be asked."""
 LOGS = ("get", "", "pods/log")
 """The one right that is missed without a failure: no log is no reason to end a wait."""
 
@@ -46,9 +48,9 @@ def ready(cluster: Cluster, loopback: Loopback, monkeypatch: pytest.MonkeyPatch)
 
 
 def worker(cluster: Cluster, run_id: str) -> Run:
-    """A run whose worker takes a moment to load: what is asked while one waits must be asked."""
+    """A run whose worker takes a moment to load."""
     pod = stand_in(cluster)
-    pod["full_pod_spec"]["spec"]["containers"][0]["command"][-1] = f"import time; time.sleep(1.5)\n{STAND_IN}"
+    pod["full_pod_spec"]["spec"]["containers"][0]["command"][-1] = SLOW
     return Run(cluster, run_id, pod)
 
 
@@ -124,7 +126,7 @@ def with_arcadia(
 ) -> tuple[Loopback, str]:
     """A cluster where Arcadia acts, and the URL of a Worker that is there; Airflow is held to the Roles."""
     connect(monkeypatch, cluster)
-    arcadia.start_arcadia(cluster, loopback)
+    arcadia.start_arcadia(cluster, loopback, runner=SLOW)
     url = arcadia.made_before(cluster, "qwen")
     loopback.obey([BASE, WORKERS])
     return loopback, url
