@@ -54,6 +54,7 @@ class Observation:
     :param answers: whether the worker itself says that it serves the model.
     :param generates: whether it generated a token.
     :param said: what stood in the way, in words, for the log and for a timeout's message.
+    :param key_refused: whether the worker itself says that the API key is not its own.
     """
 
     process: ProcessObservation
@@ -61,6 +62,7 @@ class Observation:
     answers: bool | None = None
     generates: bool | None = None
     said: str = ""
+    key_refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,12 @@ def decide(seen: Observation, *, started_at: float, now: float, startup_timeout_
         return _dead(seen.process)
     if seen.process.alive and seen.listed and seen.answers and seen.generates:
         return Ready()
+    if seen.key_refused:
+        return Failed(
+            "The worker does not accept the API key.",
+            still_running="The worker still runs; the teardown ends it.",
+            what_to_do="Give the arcadia connection the password that the worker was launched with.",
+        )
     missing = _missing(seen)
     if now - started_at < startup_timeout_s:
         return Waiting(missing)

@@ -46,6 +46,13 @@ def test_what_it_waits_for_is_named_and_ends_with_the_time_out(seen: Observation
     assert "startup_timeout" in failed.what_to_do
 
 
+def test_a_worker_that_refuses_the_key_fails_at_once():
+    failed = at(1, Observation(ALIVE, True, False, key_refused=True))
+    assert isinstance(failed, Failed)
+    assert "does not accept the API key" in failed.what
+    assert "still runs" in failed.still_running
+
+
 def test_a_process_that_cannot_be_read_is_not_dead():
     assert isinstance(at(1, Observation(ProcessObservation(None))), Waiting)
 

@@ -15,6 +15,8 @@ from airflow_arcadia.worker import WorkerHandle
 _TIMEOUT = aiohttp.ClientTimeout(total=5)
 _GENERATION_TIMEOUT = aiohttp.ClientTimeout(total=60)  # the first token of a large model may compile first
 
+_KEY_REFUSED = "it does not accept the API key"
+
 
 async def observe(launcher: Launcher, handle: WorkerHandle, api_key: str | None = None) -> Observation:
     """All evidence of one moment; never raises for what cannot be reached."""
@@ -37,7 +39,9 @@ async def evidence(process: ProcessObservation, handle: WorkerHandle, api_key: s
             _listed(handle), _answers(session, handle)
         )
         if not (listed and answers):
-            return Observation(process, listed, answers, said=why_no_answer or why_not_listed)
+            refused = why_no_answer == _KEY_REFUSED
+            said = why_no_answer or why_not_listed
+            return Observation(process, listed, answers, said=said, key_refused=refused)
         generates, why = await _generates(session, handle)
     return Observation(process, listed, answers, generates, why)
 
@@ -78,6 +82,8 @@ async def _post(
     """The JSON object answered, or None and why."""
     try:
         async with session.post(url, json=body, timeout=timeout) as response:
+            if response.status == 401:
+                return None, _KEY_REFUSED
             if response.status != 200:
                 return None, f"HTTP {response.status} from {url}"
             answer = await response.json(content_type=None)

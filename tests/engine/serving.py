@@ -64,7 +64,7 @@ class Served:
 
     def look(self, timeout_s: float = STARTUP_TIMEOUT_S, started_at: float | None = None) -> Any:
         """One decision about its readiness."""
-        seen = asyncio.run(observe(self.launcher, self.handle))
+        seen = asyncio.run(observe(self.launcher, self.handle, self.api_key))
         now = time.time()
         return decide(seen, started_at=started_at or now, now=now, startup_timeout_s=timeout_s)
 

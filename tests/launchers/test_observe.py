@@ -18,13 +18,17 @@ from airflow_arcadia.worker import WorkerHandle
 class Server:
     """Answers what a test says, and remembers the keys it was sent."""
 
-    def __init__(self, answers: dict[str, Any]) -> None:
+    def __init__(self, answers: dict[str, Any], key: str | None = None) -> None:
         self.answers = answers
+        self.key = key
         self.keys: set[str | None] = set()
 
     async def answer(self, request: web.Request) -> web.Response:
         self.keys.add(request.headers.get("Authorization"))
         found = self.answers.get(request.path)
+        open_to_all = request.path == "/worker_get_status"
+        if self.key and not open_to_all and request.headers.get("Authorization") != f"Bearer {self.key}":
+            return web.json_response({}, status=401)
         return web.json_response(found, status=404 if found is None else 200)
 
 
@@ -51,8 +55,8 @@ READY: dict[str, Any] = {
 async def serve() -> AsyncIterator[Any]:
     servers = []
 
-    async def start(answers: dict[str, Any]) -> tuple[Server, str]:
-        server = Server(answers)
+    async def start(answers: dict[str, Any], key: str | None = None) -> tuple[Server, str]:
+        server = Server(answers, key)
         app = web.Application()
         app.router.add_post("/{path:.*}", server.answer)
         test_server = TestServer(app)
@@ -80,6 +84,15 @@ async def test_all_evidence_is_seen_and_the_key_goes_to_the_worker_alone(serve: 
     assert (seen.listed, seen.answers, seen.generates) == (True, True, True)
     assert worker.keys == {"Bearer the-key"}
     assert controller.keys == {None}
+
+
+async def test_a_key_that_the_worker_does_not_accept_is_told_from_a_model_that_is_not_there_yet(serve: Any):
+    _, url = await serve(READY, key="the-key")
+    for key in (None, "another"):
+        seen = await look(url, api_key=key)
+        assert (seen.answers, seen.key_refused) == (False, True)
+    assert (await look(url, api_key="the-key")).generates
+    assert not (await look(f"http://127.0.0.1:{free_port()}")).key_refused
 
 
 async def test_without_a_controller_it_need_not_be_listed(serve: Any):
