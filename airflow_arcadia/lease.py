@@ -33,10 +33,13 @@ class Identity:
 
     @property
     def lease_name(self) -> str:
-        """DNS label, the same for every retry, different for every run and group."""
+        """DNS label that starts with a letter; one for all retries, another for every run and group."""
         key = f"{self.dag_id}\0{self.run_id}\0{self.group}\0{self.map_index}"
         digest = hashlib.sha256(key.encode()).hexdigest()[:10]
         readable = re.sub(r"[^a-z0-9]+", "-", self.group.lower()).strip("-") or "worker"
+        if readable[0].isdigit():
+            # Services and RayClusters are named after it: RFC 1035 has no label that starts with a digit.
+            readable = f"worker-{readable}"
         return f"{readable[: MAX_NAME - 11].strip('-')}-{digest}"
 
 

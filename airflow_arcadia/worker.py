@@ -80,6 +80,8 @@ class WorkerSpec:
     :param ray_cluster_index: ``RAY_CLUSTER_INDEX``.
     :param ray_address: ``host:port`` of the Ray head; None only when ``num_gpus`` is 1.
     :param ray_dashboard_url: the dashboard's REST API, for evidence that the node joined.
+    :param node_gpus: GPUs of the worker's own pod, which join the Ray cluster with it; None lets Ray count
+        those it sees.
     :param controller_address: URL of FastChat's controller; None: do not register anywhere.
     :param host: address the server binds; loopback unless a pod says otherwise.
     :param port: 0 lets the process launcher pick a free one.
@@ -106,6 +108,7 @@ class WorkerSpec:
     ray_dashboard_url: str | None = None
     ray_version: str | None = None
     python_version: str | None = None
+    node_gpus: int | None = None
     controller_address: str | None = None
     host: str = "127.0.0.1"
     port: int = 0
@@ -211,6 +214,7 @@ _VARIABLES = {
     # what Arcadia hard-codes or does not have
     "name": "ARCADIA_WORKER",
     "ray_dashboard_url": "ARCADIA_RAY_DASHBOARD",
+    "node_gpus": "ARCADIA_NODE_GPUS",
     "host": "ARCADIA_HOST",
     "port": "ARCADIA_PORT",
     "dtype": "ARCADIA_DTYPE",

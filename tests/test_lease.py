@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airflow_arcadia.lease import MAX_NAME, Identity, Lease, Owned
@@ -46,10 +46,17 @@ def test_a_lease_goes_through_json_unchanged():
 
 
 @given(st.text(), st.text(), st.text(), st.integers(-1, 9))
-def test_every_identity_gives_a_dns_label(dag: str, run: str, group: str, index: int):
+@example("dag", "run", "70b", -1)
+@example("dag", "run", "7" * 60, -1)
+def test_every_identity_gives_a_name_that_a_service_may_have(dag: str, run: str, group: str, index: int):
     name = Identity(dag, run, group, index).lease_name
-    assert re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", name)
+    assert re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", name)
     assert len(name) <= MAX_NAME
+
+
+def test_a_group_is_recognised_in_the_name():
+    assert re.fullmatch(r"qwen-[0-9a-f]{10}", IDENTITY.lease_name)
+    assert re.fullmatch(r"worker-70b-[0-9a-f]{10}", Identity("dag", "run", "70B").lease_name)
 
 
 @pytest.mark.parametrize(

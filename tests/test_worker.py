@@ -16,6 +16,7 @@ FULL = WorkerSpec(
     ray_cluster_index=1,
     ray_address="head:6379",
     ray_dashboard_url="http://head:8265",
+    node_gpus=0,
     ray_version="2.60.0",
     python_version="3.11.7",
     controller_address="http://controller:21001",

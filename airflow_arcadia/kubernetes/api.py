@@ -20,6 +20,7 @@ from airflow_arcadia.exceptions import ArcadiaError
 from airflow_arcadia.kubernetes.errors import (
     VERBS,
     KubernetesAbsentError,
+    KubernetesConflictError,
     KubernetesExpiredError,
     KubernetesUnreachableError,
     refused,
@@ -115,7 +116,9 @@ class Session:
             body["preconditions"] = {"uid": uid}
         if grace_s is not None:
             body["gracePeriodSeconds"] = int(grace_s)
-        with contextlib.suppress(KubernetesAbsentError):
+        # A conflict with the precondition: that object is gone, another has its name.
+        gone = (KubernetesAbsentError, KubernetesConflictError) if uid else (KubernetesAbsentError,)
+        with contextlib.suppress(*gone):
             await self._request("DELETE", kind, name, body=body)
 
     async def logs(self, pod: str, container: str, lines: int, *, previous: bool = False) -> list[str]:

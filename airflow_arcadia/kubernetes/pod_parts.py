@@ -62,6 +62,19 @@ def mounts(model_mount_path: str | None, *, secrets: bool) -> list[Object]:
     return found
 
 
+def own_gpus(resources: Mapping[str, Any]) -> int:
+    """GPUs that a container with these resources is given, by the names KubeRay takes for GPUs.
+
+    MIG slices count: to Ray each is one GPU.
+    """
+    limits = resources.get("limits") or {}
+    return sum(
+        int(amount) if str(amount).isdecimal() else 0  # which no server takes
+        for name, amount in limits.items()
+        if name.endswith("gpu") or name.startswith("nvidia.com/mig-")
+    )
+
+
 def given(**fields: Any) -> Object:
     """The fields that were asked for; an empty one is left out."""
     return {key: value for key, value in fields.items() if value}

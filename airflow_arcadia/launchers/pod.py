@@ -68,6 +68,8 @@ class PodLauncher:
         refuse_secrets(spec.additional_envs)
         placed = pod_manifest.placed_spec(spec, self._settings, self._api.namespace, self._secrets)
         pod = self._request(pod_manifest.pod(placed, lease, self._settings, self._secrets))
+        if placed.uses_ray:
+            pod = pod_manifest.with_own_gpus(pod)  # as sent: an overlay may have given it some
         where: dict[str, Any] = {
             "namespace": self._api.namespace,
             "pod": pod["metadata"]["name"],

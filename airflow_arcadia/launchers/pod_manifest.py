@@ -24,6 +24,7 @@ from airflow_arcadia.kubernetes.pod_parts import (
     given,
     locked_down,
     mounts,
+    own_gpus,
     pod_security,
     volumes,
 )
@@ -33,6 +34,7 @@ from airflow_arcadia.ray_cluster.jobs import job_environment
 from airflow_arcadia.worker import WorkerSpec
 
 CONTAINER = "worker"
+OWN_GPUS = "ARCADIA_NODE_GPUS"
 _QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _PROBE_PERIOD_S = 10
 _AFTER_DRAIN_S = 30  # for the engine, its actors and its raylet to end after the last request
@@ -125,6 +127,15 @@ def pod(spec: WorkerSpec, lease: Lease, settings: PodSettings, secrets: Mapping[
         body["initContainers"] = [loader]
     body |= _placement(settings)
     return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": body}
+
+
+def with_own_gpus(pod: Object) -> Object:
+    """The pod as it will be sent, whose worker is told how many GPUs its container is given."""
+    worker = next((c for c in pod["spec"]["containers"] if c["name"] == CONTAINER), None)
+    if worker is not None and not any(item["name"] == OWN_GPUS for item in worker.get("env") or ()):
+        gpus = own_gpus(worker.get("resources") or {})
+        worker["env"] = [*(worker.get("env") or ()), {"name": OWN_GPUS, "value": str(gpus)}]
+    return pod
 
 
 def _container(spec: WorkerSpec, lease: Lease, settings: PodSettings, secrets: Mapping[str, str]) -> Object:

@@ -21,7 +21,7 @@ from airflow_arcadia.kubernetes.kinds import (
     labels_of_lease,
     owner_reference,
 )
-from airflow_arcadia.kubernetes.pod_parts import given
+from airflow_arcadia.kubernetes.pod_parts import given, own_gpus
 from airflow_arcadia.launchers.pod_settings import refuse_secrets
 from airflow_arcadia.launchers.worker_resource_settings import (
     GPUS,
@@ -32,6 +32,7 @@ from airflow_arcadia.launchers.worker_resource_settings import (
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.worker import DEFAULT_PORT, WorkerSpec, parse_num_gpus
 
+_OF_THE_PLACE = {"ARCADIA_HOST", "ARCADIA_PORT", "ARCADIA_RAY_DASHBOARD", "ARCADIA_NODE_GPUS"}
 _READ_BY_ARCADIA = ("GPU_MEMORY_UTILIZATION", "EXTRA_ARGS")
 
 
@@ -44,6 +45,7 @@ def placed_spec(spec: WorkerSpec, settings: WorkerResourceSettings, namespace: s
         host="0.0.0.0",  # noqa: S104 - the pod's own network
         port=DEFAULT_PORT,
         advertised_address=url,
+        node_gpus=own_gpus(settings.resources) if settings.resources and spec.uses_ray else None,
         additional_envs=dict(spec.additional_envs),
     )
 
@@ -127,7 +129,7 @@ def _engine(placed: WorkerSpec, settings: WorkerResourceSettings) -> dict[str, s
     ours = {key: value for key, value in wanted.items() if key.startswith("ARCADIA_")}
     if settings.own_image:
         return ours | common
-    unheard = sorted(ours.keys() - {"ARCADIA_HOST", "ARCADIA_PORT", "ARCADIA_RAY_DASHBOARD"})
+    unheard = sorted(ours.keys() - _OF_THE_PLACE)
     if unheard:
         raise ArcadiaConfigError(
             f"Arcadia's own runner image does not know {unheard[0].removeprefix('ARCADIA_').lower()}.",

@@ -68,7 +68,16 @@ def _parsed(client: Any, raw: Mapping[str, Any] | None, name: str) -> Any:
         return None
     from airflow.providers.cncf.kubernetes.pod_generator import PodGenerator  # noqa: PLC0415
 
-    parsed = PodGenerator.deserialize_model_dict(dict(raw))
+    document = dict(raw)
+    if isinstance(document.get("spec"), Mapping):
+        # An overlay need not speak of containers; the client's model does.
+        document["spec"] = {"containers": [], **document["spec"]}
+    try:
+        parsed = PodGenerator.deserialize_model_dict(document)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ArcadiaConfigError(
+            f"{name} is no pod: {error}.", what_to_do="Write it as Kubernetes' own JSON has it."
+        ) from error
     if lost := _lost(raw, client.sanitize_for_serialization(parsed), name):
         raise ArcadiaConfigError(
             f"{lost} is no field of a pod.", what_to_do="Write it as Kubernetes' own JSON has it."

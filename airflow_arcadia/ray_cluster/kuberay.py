@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow_arcadia.config import RayCluster
@@ -31,6 +32,7 @@ from airflow_arcadia.lease import Lease, Owned
 from airflow_arcadia.preflight import Versions
 from airflow_arcadia.ray_cluster import kuberay_manifest as manifest
 from airflow_arcadia.ray_cluster.dashboard import RayClusterUnreachableError, RayDashboard
+from airflow_arcadia.ray_cluster.kuberay_manifest import Coming
 from airflow_arcadia.readiness import Trouble
 
 LAUNCHER = "kuberay"
@@ -83,6 +85,8 @@ class KubernetesSite:
         """Make it, or find it, and wait for all its nodes."""
         parsed = manifest.KubeRaySpec.parse(spec)
         parsed.require_image()
+        if cluster is not None and not parsed.ray_version:
+            parsed = dataclasses.replace(parsed, ray_version=cluster.ray_version)
         where = {"namespace": self._api.namespace, "ray_cluster": lease}
         item = Owned("ray_cluster", lease, LAUNCHER, where)
         held = self._leases.update(lease, lambda found: found.record(item))
@@ -122,15 +126,9 @@ class KubernetesSite:
         async with contextlib.aclosing(changes):
             async for clusters, pods in changes:
                 if clusters is None or pods is None:
-                    continue  # could not be read just now
-                seen = [await _look(session, pod) for pod in pods]
-                state = manifest.judge(
-                    name,
-                    clusters[0] if clusters else None,
-                    seen,
-                    now=time.time(),
-                    unschedulable_grace_s=spec.unschedulable_grace,
-                )
+                    state: RayCluster | Coming | Trouble = Coming("the API server, which cannot be read")
+                else:
+                    state = await _judged(session, name, clusters, pods, spec)
                 if isinstance(state, RayCluster):
                     return state
                 if isinstance(state, Trouble):
@@ -158,6 +156,28 @@ class KubernetesSite:
             if time.monotonic() > deadline:
                 return cluster  # what is missing, the check that follows names
             await asyncio.sleep(_POLL_S)
+
+
+async def _judged(
+    session: Session,
+    name: str,
+    clusters: Sequence[Object],
+    pods: Sequence[Object],
+    spec: manifest.KubeRaySpec,
+) -> RayCluster | Coming | Trouble:
+    """What one look at the RayCluster of that name says."""
+    found = clusters[0] if clusters else None
+    events = []
+    if found is not None and not pods:
+        events = await session.find(EVENT, fields=f"involvedObject.uid={found['metadata']['uid']}")
+    return manifest.judge(
+        name,
+        found,
+        [await _look(session, pod) for pod in pods],
+        now=time.time(),
+        unschedulable_grace_s=spec.unschedulable_grace,
+        events=events,
+    )
 
 
 async def _look(session: Session, pod: Object) -> PodSeen:

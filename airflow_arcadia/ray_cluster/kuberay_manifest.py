@@ -24,13 +24,14 @@ from airflow_arcadia.kubernetes.pod_parts import (
     pod_security,
     volumes,
 )
-from airflow_arcadia.kubernetes.pods import PodSeen, observe_pod
+from airflow_arcadia.kubernetes.pods import PodSeen, observe_pod, sentence
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.readiness import Trouble
 from airflow_arcadia.worker import parse_num_gpus
 
 GROUP = "gpus"
 CLUSTER_LABEL = "ray.io/cluster"
+_REFUSED = "InvalidRayCluster"  # KubeRay's event reasons InvalidRayClusterMetadata, …Spec and …Status
 _STILL_THERE = "The RayCluster is still there; the teardown removes it."
 
 
@@ -41,7 +42,9 @@ class KubeRaySpec:
     :param image: the worker's image: Ray, Python and vLLM must be the same on every node.
     :param num_gpus: GPUs of all nodes; default what the workers ask for.
     :param gpus_per_node: GPUs of each node; default all on one, which is the fastest for tensor parallelism.
-    :param ray_version: the image's Ray, for KubeRay; default KubeRay's own.
+    :param ray_version: the image's Ray; default the ``rayVersion`` of the entry of arcadia-config in whose
+        place it is made, if any. KubeRay (1.6 and later) probes nodes by HTTP from Ray 2.53 on; where it is
+        told no version, by the image's own ``wget``.
     :param resources: further requests and limits of each GPU node; ``nvidia.com/gpu`` is added.
     :param head_resources: requests and limits of the head, which runs no model.
     :param model_volume: volume source of the model's files: every node loads them.
@@ -162,7 +165,7 @@ def ray_cluster(lease: Lease, spec: KubeRaySpec, asked: int, *, token: bool) -> 
 def _template(
     lease: Lease, spec: KubeRaySpec, container: str, resources: Mapping[str, Any], *, token: bool
 ) -> Object:
-    env = dict(CACHES)
+    env = {**CACHES, "RAY_USAGE_STATS_ENABLED": "0"}
     if token:
         env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": f"{SECRETS_PATH}/{RAY_TOKEN}"}
     return {
@@ -215,11 +218,13 @@ def judge(
     *,
     now: float,
     unschedulable_grace_s: float,
+    events: Sequence[Mapping[str, Any]] = (),
 ) -> RayCluster | Coming | Trouble:
     """Where the cluster is once all its nodes are ready; else what is missing, or why it will not come up.
 
     :param found: the RayCluster; None when the API server says that there is none.
     :param pods: its pods.
+    :param events: its own: what KubeRay refuses, it tells by an event alone.
     """
     if found is None or found["metadata"].get("deletionTimestamp"):
         return Trouble(
@@ -234,12 +239,15 @@ def judge(
         if seen.alive is False and seen.trouble is not None:
             cause = f"RayCluster {name} does not come up: {seen.trouble.what}"
             what_to_do = seen.trouble.what_to_do.replace("launch_worker", "provision_ray_cluster")
-            return Trouble(cause, _STILL_THERE, what_to_do)
+            return Trouble(cause, _STILL_THERE, "\n".join([what_to_do, *_log(seen.log_tail)]))
         if seen.doing:
             waits.append(f"{seen.doing} ({pod.name})")
-    if status.get("state") == "failed" or status.get("reason"):
+    said = [str(e["message"]) for e in events if str(e.get("reason")).startswith(_REFUSED)]
+    said += [str(c.get("message")) for c in _conditions(status, "True") if c["type"] == "ReplicaFailure"]
+    refused = said[0] if said else status.get("reason")
+    if refused or status.get("state") == "failed":
         return Trouble(
-            f"RayCluster {name} does not come up: {status.get('reason') or 'KubeRay says that it failed'}.",
+            f"RayCluster {name} does not come up: {sentence(refused or 'KubeRay says that it failed')}",
             _STILL_THERE,
             "See `kubectl describe raycluster`, correct ray_cluster_spec, and clear the task.",
         )
@@ -249,7 +257,11 @@ def judge(
         return _where(name, host, status.get("endpoints") or {})
     if not status:
         return Coming("KubeRay to take it up (is its operator installed and watching this namespace?)")
-    return Coming("; ".join(waits) or f"its nodes ({_conditions(status)})")
+    return Coming("; ".join(waits) or f"its nodes ({_lacks(status)})")
+
+
+def _log(lines: Sequence[str]) -> list[str]:
+    return ["Its last log lines:", *lines] if lines else []
 
 
 def _where(name: str, host: str, endpoints: Mapping[str, Any]) -> RayCluster:
@@ -258,10 +270,12 @@ def _where(name: str, host: str, endpoints: Mapping[str, Any]) -> RayCluster:
     return RayCluster(name, f"{host}:{gcs}", dashboard_host=f"{host}:{dashboard}")
 
 
-def _conditions(status: Mapping[str, Any]) -> str:
+def _conditions(status: Mapping[str, Any], value: str) -> list[Mapping[str, Any]]:
+    return [c for c in status.get("conditions") or () if c.get("status") == value]
+
+
+def _lacks(status: Mapping[str, Any]) -> str:
     said = [
-        f"{c['type']}: {c.get('reason') or c.get('message') or 'no'}"
-        for c in status.get("conditions") or ()
-        if c.get("status") != "True"
+        f"{c['type']}: {c.get('reason') or c.get('message') or 'no'}" for c in _conditions(status, "False")
     ]
     return ", ".join(said) or str(status.get("state") or "no state yet")

@@ -11,6 +11,7 @@ from typing import Any
 from airflow_arcadia.config import ArcadiaConfig, RayCluster
 from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError, RayClusterError
 from airflow_arcadia.preflight import (
+    Finding,
     RayClusterBusyError,
     RayClusterUnfitError,
     Versions,
@@ -138,7 +139,11 @@ class _Request:
             created=created,
         )
 
-    def _findings(self, facts: ClusterFacts) -> list[Any]:
+    def _findings(self, facts: ClusterFacts) -> list[Finding]:
+        if not any(node.alive for node in facts.nodes):
+            # A head answers some seconds before it is a node of its own cluster.
+            what_to_do = "Wait until its head has come up, or see why none of its nodes is alive."
+            return [Finding("none of its nodes is up.", what_to_do, passing=True)]
         cluster = Versions(facts.ray_version, facts.python_version)
         return check_cluster(cluster, self.site.versions(), facts.gpus_total, facts.gpus_free, self.num_gpus)
 

@@ -43,13 +43,9 @@ def join(spec: WorkerSpec, env: Mapping[str, str]) -> tuple[str, subprocess.Pope
         say(f"this host is Ray node {node} already")
         return node, None
     say(f"joining the Ray cluster at {spec.ray_address}")
-    ray = str(Path(sys.executable).with_name("ray"))
     if spec.ray_token_file:
         env = {**env, "RAY_AUTH_MODE": "token"}
-    # --block: the raylet stays our child, and ends with us.
-    raylet = start_child(
-        [ray, "start", f"--address={spec.ray_address}", "--block", "--disable-usage-stats"], env
-    )
+    raylet = start_child(join_argv(spec), env)
     deadline = time.monotonic() + JOIN_TIMEOUT_S
     while time.monotonic() < deadline and raylet.poll() is None:
         if node := local_node(_nodes(spec), addresses):
@@ -62,6 +58,17 @@ def join(spec: WorkerSpec, env: Mapping[str, str]) -> tuple[str, subprocess.Pope
         f"This host's raylet {why} when joining the Ray cluster at {spec.ray_address}.",
         what_to_do="See the lines above: Ray and Python versions, network and token must fit.",
     )
+
+
+def join_argv(spec: WorkerSpec) -> list[str]:
+    """Words that make this host a node of the Ray cluster."""
+    ray = str(Path(sys.executable).with_name("ray"))
+    # --block: the raylet stays our child, and ends with us.
+    argv = [ray, "start", f"--address={spec.ray_address}", "--block", "--disable-usage-stats"]
+    # Left alone, Ray counts every GPU it sees, and a pod may see more than it was given: CUDA's images ask
+    # the container runtime for all. Those of other pods would then be registered twice. A pod's own GPUs do
+    # join, for the model runs in Ray's actors only; a pod without any is a node that runs the server alone.
+    return argv if spec.node_gpus is None else [*argv, f"--num-gpus={spec.node_gpus}"]
 
 
 def _nodes(spec: WorkerSpec) -> list[dict[str, Any]]:

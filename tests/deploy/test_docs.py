@@ -13,6 +13,7 @@ import pytest
 
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
 from airflow_arcadia.launchers.pod_settings import PodSettings
+from airflow_arcadia.launchers.worker_resource_settings import WorkerResourceSettings
 from airflow_arcadia.provider_info import get_provider_info
 from airflow_arcadia.ray_cluster.kuberay_manifest import KubeRaySpec
 from tests.conftest import ROOT
@@ -34,7 +35,12 @@ def blocks(language: str, page: str = PAGE) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("title", "settings"), [("The worker's pod", PodSettings), ("A Ray cluster for the run", KubeRaySpec)]
+    ("title", "settings"),
+    [
+        ("The worker's pod", PodSettings),
+        ("A Ray cluster for the run", KubeRaySpec),
+        ("Arcadia's own workers", WorkerResourceSettings),
+    ],
 )
 def test_the_table_has_every_field_and_its_default(title: str, settings: type[Any]):
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", section(title), re.MULTILINE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,12 +13,16 @@ from airflow_arcadia.exceptions import ArcadiaError, RayClusterError
 from airflow_arcadia.operators.ray_cluster import ArcadiaProvisionRayClusterOperator
 from tests.airflow_context import make_context
 from tests.deploy.manifests import documents, rights, role
+from tests.kubernetes import arcadia
 from tests.kubernetes.api import collector
 from tests.kubernetes.cluster import Cluster, Loopback
 from tests.kubernetes.workers import STAND_IN, Run, connect, stand_in
 
 BASE = role("airflow-arcadia", "tests")
 RAY = role("airflow-arcadia-ray", "tests")
+WORKERS = role("airflow-arcadia-workers", "tests")
+SLOW = f"import time; time.sleep(1.5)\n{STAND_IN}"
+"""A worker that takes a moment to load: what is asked while one waits must be asked."""
 LOGS = ("get", "", "pods/log")
 """The one right that is missed without a failure: no log is no reason to end a wait."""
 
@@ -43,9 +48,9 @@ def ready(cluster: Cluster, loopback: Loopback, monkeypatch: pytest.MonkeyPatch)
 
 
 def worker(cluster: Cluster, run_id: str) -> Run:
-    """A run whose worker takes a moment to load: what is asked while one waits must be asked."""
+    """A run whose worker takes a moment to load."""
     pod = stand_in(cluster)
-    pod["full_pod_spec"]["spec"]["containers"][0]["command"][-1] = f"import time; time.sleep(1.5)\n{STAND_IN}"
+    pod["full_pod_spec"]["spec"]["containers"][0]["command"][-1] = SLOW
     return Run(cluster, run_id, pod)
 
 
@@ -115,6 +120,67 @@ def test_a_ray_clusters_life_uses_every_right_of_its_role(ready: Loopback, clust
     assert used <= rights(BASE, RAY)
 
 
+@pytest.fixture
+def with_arcadia(
+    cluster: Cluster, loopback: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Loopback, str]:
+    """A cluster where Arcadia acts, and the URL of a Worker that is there; Airflow is held to the Roles."""
+    connect(monkeypatch, cluster)
+    arcadia.start_arcadia(cluster, loopback, runner=SLOW)
+    url = arcadia.made_before(cluster, "qwen")
+    loopback.obey([BASE, WORKERS])
+    return loopback, url
+
+
+def an_arcadia_workers_life(cluster: Cluster, url: str) -> str | None:
+    """One made and deleted, one taken online and offline; returns why a wait failed, if one did."""
+    for number, settings in enumerate(
+        (arcadia.made_here(), {"name": "qwen", "existing": True, "worker_url": url})
+    ):
+        run = Run(cluster, f"manual__{number}")
+        run.reserve()
+        for _ in range(2):
+            run.launch(launcher="custom_resource", custom_resource=settings)
+        if failed := run.wait():
+            return failed
+        run.teardown(grace=1)
+    return None
+
+
+def test_an_arcadia_workers_life_uses_every_right_of_its_role(
+    with_arcadia: tuple[Loopback, str], cluster: Cluster
+):
+    loopback, url = with_arcadia
+    assert an_arcadia_workers_life(cluster, url) is None
+    used = loopback.api.access.used
+    assert {right for right in used if right[2] == "workers"} == rights(WORKERS)
+    assert {right for right in used if right[2] != "rayclusters"} <= rights(BASE, WORKERS)
+
+
+@pytest.mark.parametrize("verb", sorted(right[0] for right in rights(WORKERS)))
+def test_a_right_on_workers_taken_away_is_named(
+    with_arcadia: tuple[Loopback, str], cluster: Cluster, verb: str
+):
+    loopback, url = with_arcadia
+    loopback.api.access.denied.add((verb, "workers"))
+    assert f"may not {verb} workers" in said_by(lambda: an_arcadia_workers_life(cluster, url))
+
+
+@pytest.mark.parametrize("verb", sorted(right[0] for right in rights(RAY)))
+def test_a_right_on_ray_clusters_taken_away_is_named(ready: Loopback, cluster: Cluster, verb: str):
+    install_kuberay(cluster)
+    ready.api.access.denied.add((verb, "rayclusters"))
+    assert f"may not {verb} rayclusters" in said_by(lambda: a_ray_clusters_life(cluster, "manual__ray"))
+
+
+def said_by(life: Callable[[], str | None]) -> str:
+    """Why that failed."""
+    try:
+        return life() or ""
+    except (ArcadiaError, AirflowFailException) as error:
+        return str(error)
+
+
 @pytest.mark.parametrize("right", sorted(rights(BASE) - {LOGS}), ids=lambda right: f"{right[0]} {right[2]}")
 def test_a_right_taken_away_is_named_by_whatever_fails_without_it(
     ready: Loopback, cluster: Cluster, right: tuple[str, str, str]
@@ -122,11 +188,7 @@ def test_a_right_taken_away_is_named_by_whatever_fails_without_it(
     verb, _, resource = right
     ready.api.access.denied.add((verb, resource))
     run = worker(cluster, "manual__denied")
-    said = ""
-    try:
-        said = live(run) or ""
-    except (ArcadiaError, AirflowFailException) as error:
-        said = str(error)
+    said = said_by(lambda: live(run))
     assert f"may not {verb} {resource}" in said
     assert f"Add the verb '{verb}' on '{resource}'" in said
     ready.api.access.denied.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from airflow_arcadia.lease import Identity
@@ -19,27 +21,57 @@ from tests.conftest import ROOT, wait_for
 from tests.e2e.scheduled_airflow import ScheduledAirflow, scheduled_airflow
 from tests.engine.serving import fastchat
 from tests.kubernetes.cluster import Cluster
+from tests.kubernetes.rays import made_here, start_kuberay
 from tests.kubernetes.workers import Run, where
 from tests.ray_cluster.real_ray import RealRay, real_ray
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 DAG = "arcadia_batch_inference"
-RUN_TIMEOUT_S = 240.0
+RUN_TIMEOUT_S = 300.0
 ROWS = [{"prompt": f"def function_{number}(value):"} for number in range(40)]
+SECRETS = {"password": "the-api-key", "ray_token": "the-ray-token"}
+
+
+@dataclass
+class Rays:
+    """Where the run finds its Ray cluster.
+
+    :param existing: one that arcadia-config lists; None where KubeRay makes one for the run.
+    :param config: ``rayClusters`` of arcadia-config.
+    :param spec: ``ray_cluster_spec``.
+    """
+
+    existing: RealRay | None
+    config: str
+    spec: dict[str, Any]
+
+
+@contextlib.contextmanager
+def existing(cluster: Cluster, folder: Path, worker_python: str, model: dict[str, Any]) -> Iterator[Rays]:
+    """In arcadia-config."""
+    (folder / "token").write_text(SECRETS["ray_token"])
+    with real_ray(folder / "ray", worker_python, token_file=str(folder / "token")) as head:
+        yield Rays(head, head.yaml, {})
+
+
+@contextlib.contextmanager
+def kuberay(cluster: Cluster, folder: Path, worker_python: str, model: dict[str, Any]) -> Iterator[Rays]:
+    """Made for the run."""
+    start_kuberay(cluster)
+    with made_here(cluster, model_volume=model) as spec:
+        yield Rays(None, "rayClusters: []\n", spec)
 
 
 @dataclass
 class Stage:
-    """What a run needs.
-
-    :param head: a Ray cluster that exists already, as arcadia-config lists it.
-    """
+    """What a run needs."""
 
     airflow: ScheduledAirflow
     cluster: Cluster
-    head: RealRay
+    rays: Rays
     folder: Path
+    before: set[str]
 
     def run(self) -> tuple[str, Run]:
         """Wait for the run that the scheduler starts, and its end; its id, and its objects in the cluster."""
@@ -61,32 +93,35 @@ class Stage:
         return self.airflow.log(DAG, run_id, f"worker.{task}")
 
 
-@pytest.fixture
-def stage(cluster: Cluster, tmp_path: Path, worker_python: str, tiny_model: str) -> Iterator[Stage]:
+@pytest.fixture(params=[existing, kuberay], ids=lambda rays: rays.__name__)
+def stage(
+    request: pytest.FixtureRequest, cluster: Cluster, tmp_path: Path, worker_python: str, tiny_model: str
+) -> Iterator[Stage]:
     source = tmp_path / "prompts.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     model = Path(tiny_model)
-    volume = os.environ.get("ARCADIA_TEST_MODEL_VOLUME")
-    pod = {
-        **where(cluster),
-        "image": cluster.worker_image,
-        "model_volume": json.loads(volume) if volume else {"hostPath": {"path": str(model.parent)}},
-        "shm_size": "1Gi",
-    }
+    named = os.environ.get("ARCADIA_TEST_MODEL_VOLUME")
+    volume = json.loads(named) if named else {"hostPath": {"path": str(model.parent)}}
+    pod = {**where(cluster), "image": cluster.worker_image, "model_volume": volume, "shm_size": "1Gi"}
+    before = set(os.listdir("/dev/shm"))
     with (
-        real_ray(tmp_path / "ray", worker_python) as head,
+        request.param(cluster, tmp_path, worker_python, volume) as rays,
         fastchat("controller", worker_python, tmp_path) as controller,
     ):
+        if rays.existing:
+            before = set(os.listdir("/dev/shm"))
         extra = {
-            "arcadia_config_yaml": f"gateway:\n  controller: {controller}\n{head.yaml}",
+            "arcadia_config_yaml": f"gateway:\n  controller: {controller}\n{rays.config}",
             "kubernetes_conn_id": "kubernetes_default",
             "namespace": cluster.namespace,
+            "ray_token": SECRETS["ray_token"],
         }
-        connection = {"conn_type": "arcadia", "password": "the-api-key", "extra": extra}
+        connection = {"conn_type": "arcadia", "password": SECRETS["password"], "extra": extra}
         env = {
             "AIRFLOW_CONN_ARCADIA_DEFAULT": json.dumps(connection),
             "AIRFLOW_CONN_KUBERNETES_DEFAULT": json.dumps(cluster.airflow_connection),
             "ARCADIA_POD": json.dumps(pod),
+            "ARCADIA_RAY_CLUSTER": json.dumps(rays.spec),
             "ARCADIA_MODEL": f"/data/models/{model.name}",
             "ARCADIA_INPUT": str(source),
             "ARCADIA_OUTPUT": str(tmp_path / "answers.jsonl"),
@@ -96,21 +131,37 @@ def stage(cluster: Cluster, tmp_path: Path, worker_python: str, tiny_model: str)
             "AIRFLOW__CORE__DEFAULT_TASK_RETRIES": "0",
         }
         with scheduled_airflow(tmp_path / "airflow", ROOT / "dags", free_port(), env) as airflow:
-            yield Stage(airflow, cluster, head, tmp_path)
+            yield Stage(airflow, cluster, rays, tmp_path, before)
+
+
+def processes_of(lease: str) -> list[str]:
+    """Processes of this machine whose environment tells of the lease: a pod's, and Ray's actors."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if lease in process.environ().values():
+                found.append(f"{process.pid} {process.name()}")
+    return found
 
 
 def test_a_run_answers_its_rows_with_a_pod_on_two_ranks_and_leaves_nothing(stage: Stage):
-    before = set(os.listdir("/dev/shm"))
     run_id, run = stage.run()
     rows = [json.loads(line) for line in (stage.folder / "answers.jsonl").read_text().splitlines()]
     assert len(rows) == len(ROWS)
     assert not [row for row in rows if row["error"]]
     waited = stage.log(run_id, "model_ready")
     assert "tensor_parallel_size=2" in waited, "the worker's own log is told while one waits"
-    assert "the-api-key" not in "".join(
-        stage.log(run_id, t) for t in ("launch_worker", "model_ready", "answer")
-    )
+    tasks = ("provision_ray_cluster", "launch_worker", "model_ready", "answer", "teardown_worker")
+    told = "".join(stage.log(run_id, task) for task in tasks)
+    assert not [secret for secret in SECRETS.values() if secret in told]
     assert run.objects == []
-    facts = asyncio.run(RayDashboard(stage.head.cluster.dashboard_url).facts())
-    assert [group for group in facts.placement_groups if group.state != "REMOVED"] == []
-    wait_for(lambda: set(os.listdir("/dev/shm")) <= before, 20, "the shared memory to be gone")
+    wait_for(lambda: processes_of(run.lease) == [], 20, "the run's processes to be gone")
+    if stage.rays.existing:
+        token = stage.rays.existing.token_file
+        facts = asyncio.run(RayDashboard(stage.rays.existing.cluster.dashboard_url, token).facts())
+        assert [group for group in facts.placement_groups if group.state != "REMOVED"] == []
+    else:
+        assert f"Ray cluster {run.lease} at" in stage.log(run_id, "provision_ray_cluster")
+        services = stage.cluster.core.list_namespaced_service
+        wait_for(lambda: not services(stage.cluster.namespace).items, 60, "KubeRay's Service to be collected")
+    wait_for(lambda: set(os.listdir("/dev/shm")) <= stage.before, 20, "the shared memory to be gone")

@@ -7,8 +7,8 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import aclosing
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, aclosing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
     def do_POST(self):
         DEAD.touch()
-        threading.Thread(target=self.server.shutdown).start()
         self.do_GET()
+        threading.Thread(target=self.server.shutdown).start()
     def log_message(self, *_): pass
 if not DEAD.exists():
     print("serving", flush=True)
@@ -57,6 +57,8 @@ raise MemoryError("the cause")
 """Serves until it is sent a request to die; however often it is started again, it stays dead."""
 
 GRACE_S = 5.0
+KNOWN_LATER = {"pid", "started_at", "url", "uid"}
+"""Of a handle's ``where``: what is not known yet when the intention is recorded."""
 
 
 @dataclass
@@ -65,6 +67,7 @@ class Place:
 
     :param launcher: a new one each time: nothing may be kept in its memory.
     :param left: what is there of the worker.
+    :param out_of_sight: makes it impossible to see the worker, for a while; the handle to look by.
     """
 
     launcher: Callable[[], Launcher]
@@ -72,6 +75,7 @@ class Place:
     lease: Lease
     spec: WorkerSpec
     left: Callable[[], list[str]]
+    out_of_sight: Callable[[WorkerHandle], AbstractContextManager[WorkerHandle]]
 
     def launch(self) -> WorkerHandle:
         """The handle, as the next task gets it."""
@@ -115,7 +119,16 @@ def process(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     def left() -> list[str]:
         return [str(p.pid) for p in find_marked(held.name)]
 
-    return Place(lambda: ProcessLauncher(store, str(python)), store, held, spec(held, tmp_path), left)
+    @contextmanager
+    def out_of_sight(handle: WorkerHandle) -> Iterator[WorkerHandle]:
+        """Known only by what was written down before it ran, when nobody knew its pid."""
+        where = {key: value for key, value in handle.where.items() if key not in KNOWN_LATER}
+        yield replace(handle, where=where)
+
+    def launcher() -> ProcessLauncher:
+        return ProcessLauncher(store, str(python))
+
+    return Place(launcher, store, held, spec(held, tmp_path), left, out_of_sight)
 
 
 def pod(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
@@ -133,7 +146,7 @@ def pod(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     def launcher() -> PodLauncher:
         return PodLauncher(ArcadiaHook().kubernetes, leases, settings, request=with_our_worker)
 
-    return Place(launcher, leases, held, spec(held, tmp_path), lambda: objects(cluster, held.name))
+    return in_sight_of(request, launcher, leases, held, spec(held, tmp_path))
 
 
 def custom_resource(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
@@ -145,7 +158,7 @@ def custom_resource(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     def launcher() -> CustomResourceLauncher:
         return CustomResourceLauncher(ArcadiaHook().kubernetes, leases, settings)
 
-    return Place(launcher, leases, held, spec(held, tmp_path), lambda: objects(cluster, held.name))
+    return in_sight_of(request, launcher, leases, held, spec(held, tmp_path))
 
 
 def in_cluster(request: pytest.FixtureRequest) -> tuple[Cluster, KubernetesLeases, Lease]:
@@ -154,6 +167,25 @@ def in_cluster(request: pytest.FixtureRequest) -> tuple[Cluster, KubernetesLease
     connect(request.getfixturevalue("monkeypatch"), cluster)
     leases = KubernetesLeases(ArcadiaHook().kubernetes)
     return cluster, leases, leases.reserve(Identity("dag", "run", "worker"), time.time())
+
+
+def in_sight_of(
+    request: pytest.FixtureRequest,
+    launcher: Callable[[], Launcher],
+    leases: KubernetesLeases,
+    held: Lease,
+    spec: WorkerSpec,
+) -> Place:
+    """In a cluster, whose API server may be away."""
+    cluster: Cluster = request.getfixturevalue("cluster")
+    loopback = request.getfixturevalue("loopback")
+
+    @contextmanager
+    def out_of_sight(handle: WorkerHandle) -> Iterator[WorkerHandle]:
+        with loopback.api_away():
+            yield handle
+
+    return Place(launcher, leases, held, spec, lambda: objects(cluster, held.name), out_of_sight)
 
 
 def spec(lease: Lease, folder: Path) -> WorkerSpec:
@@ -177,7 +209,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     yield made
     for item in (made.leases.read(made.lease.name) or made.lease).owned:
         made.launcher().stop(item.where, grace_s=1)
-    assert made.left() == []
+    wait_for(lambda: made.left() == [], 60, "all of it to be gone")
 
 
 def test_a_launched_worker_lives(place: Place):
@@ -215,16 +247,47 @@ def test_the_watch_tells_that_it_lives_and_that_it_died(place: Place):
     assert asyncio.run(asyncio.wait_for(until_it_died(), 60)).alive is False
 
 
-def test_its_log_is_told_from_the_beginning(place: Place):
+def test_its_log_is_told_from_the_beginning_to_the_end_and_once(place: Place):
     handle = place.launch()
 
-    async def first() -> str:
+    async def told() -> list[str]:
+        seen: list[str] = []
         async with aclosing(place.launcher().log_lines(handle)) as lines:  # type: ignore[type-var]
             async for line in lines:
-                return line
+                seen.append(line)
+                if len(seen) == 1:
+                    await asyncio.to_thread(place.kill, handle)
+                if line == "MemoryError: the cause":
+                    return seen
         raise AssertionError("the log ended")
 
-    assert asyncio.run(asyncio.wait_for(first(), 30)) == "serving"
+    first, second, *_, last = asyncio.run(asyncio.wait_for(told(), 60))
+    assert (first, last) == ("serving", "MemoryError: the cause")
+    assert second == "Traceback (most recent call last):"
+
+
+def test_a_worker_that_cannot_be_read_is_not_one_that_is_gone(place: Place):
+    handle = place.launch()
+    with place.out_of_sight(handle) as unseen:
+        assert place.observe(unseen).alive is None
+
+        async def first() -> ProcessObservation:
+            async with aclosing(place.launcher().watch(unseen)) as watch:  # type: ignore[type-var]
+                async for seen in watch:
+                    return seen
+            raise AssertionError("the watch ended")
+
+        assert asyncio.run(asyncio.wait_for(first(), 30)).alive is None
+    assert place.observe(handle).alive is True
+
+
+def test_what_was_only_intended_is_stopped_without_ado(place: Place):
+    handle = place.launch()
+    place.launcher().stop(handle.where, grace_s=GRACE_S)
+    lease = place.leases.read(place.lease.name)
+    assert lease is not None
+    intended = {key: value for key, value in lease.owned[0].where.items() if key not in KNOWN_LATER}
+    assert list(place.launcher().stop(intended, grace_s=GRACE_S)) == []
 
 
 def test_a_worker_that_died_says_how_and_shows_its_last_lines(place: Place):

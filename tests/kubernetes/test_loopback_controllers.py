@@ -152,8 +152,10 @@ def test_what_the_api_refuses_is_told_by_the_ray_clusters_status(rays: Cluster):
     rays.core.create_namespaced_resource_quota(rays.namespace, {**quota, "spec": {"hard": {"pods": "0"}}})
     body = ray_cluster(rays, free_port(), free_port())
     rays.custom.create_namespaced_custom_object(*RAY, body)
-    wait_for(lambda: "exceeded quota" in status(rays, RAY, "r").get("reason", ""), 20, "the reason")
-    assert condition(status(rays, RAY, "r"), "ReplicaFailure")["reason"] == "FailedCreateHeadPod"
+    wait_for(lambda: condition(status(rays, RAY, "r"), "ReplicaFailure"), 20, "the failure")
+    told = condition(status(rays, RAY, "r"), "ReplicaFailure")
+    assert told["reason"] == "FailedCreateHeadPod"
+    assert "exceeded quota" in told["message"]
 
 
 def test_ray_is_started_with_the_parameters_and_the_head_has_the_groups_gpus(rays: Cluster):

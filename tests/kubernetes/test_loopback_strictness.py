@@ -73,7 +73,7 @@ def test_a_pod_that_breaks_a_rule_is_refused(cluster: Cluster, spec: dict[str, A
             "does not match the namespace",
         ),
         (object_of("Secret", "s", metadata={}), "name or generateName is required"),
-        (object_of("Service", "9s", spec={"ports": [{"port": 1}]}), "Invalid value"),
+        (object_of("Service", "9s", spec={"ports": [{"port": 1}]}), "start with a letter"),
         (object_of("Service", "s", spec={"ports": [{"port": 1}, {"port": 2}]}), "name: Required value"),
         (object_of("Service", "s", spec={"ports": [{"port": 70000}]}), "between 1 and 65535"),
     ],

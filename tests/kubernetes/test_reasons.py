@@ -11,9 +11,8 @@ import pytest
 
 from tests.conftest import wait_for
 from tests.kubernetes.cluster import Cluster, Loopback
-from tests.kubernetes.workers import STAND_IN, Run, connect, stand_in
+from tests.kubernetes.workers import STAND_IN, Run, connect, stand_in, told_in_time
 
-WITHIN_S = 5.0
 LOADING = "import time; print('loading weights', flush=True); time.sleep(60)"
 GREEDY = "b = bytearray(400_000_000); import time; time.sleep(60)"
 
@@ -41,23 +40,10 @@ def make(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         assert run.objects == []
 
 
-def told_in_time(run: Run, said: Callable[[dict[str, Any]], bool]) -> str:
-    """The failure's words; fails when they came later than allowed after the cluster's own."""
-    times: dict[str, float] = {}
+def told(run: Run, said: Callable[[dict[str, Any]], bool]) -> str:
+    """Why the wait for the run's pod failed, soon after the pod ``said`` it."""
     name = run.handle["where"]["pod"]
-
-    def look() -> None:
-        wait_for(lambda: said(run.cluster.pod(name) or {}), 90, "the cluster to say it")
-        times["cluster"] = time.monotonic()
-
-    looking = threading.Thread(target=look)
-    looking.start()
-    failed = run.wait(startup_timeout=90)
-    times["wait"] = time.monotonic()
-    looking.join()
-    assert failed is not None
-    assert times["wait"] - times["cluster"] < WITHIN_S
-    return failed
+    return told_in_time(lambda: said(run.cluster.pod(name) or {}), lambda: run.wait(startup_timeout=90))
 
 
 def reason(wanted: str) -> Callable[[dict[str, Any]], bool]:
@@ -114,7 +100,7 @@ def reason(wanted: str) -> Callable[[dict[str, Any]], bool]:
 def test_a_reason_is_named_within_seconds(make: Any, settings: dict[str, Any], wanted: str, sentence: str):
     run = make(**settings)
     run.launch()
-    failed = told_in_time(run, reason(wanted))
+    failed = told(run, reason(wanted))
     assert sentence in failed
     assert run.handle["where"]["pod"] in failed
 
@@ -129,7 +115,7 @@ def test_a_pod_deleted_by_hand_is_named(make: Any, cluster: Cluster):
         lambda: cluster.core.delete_namespaced_pod(name, cluster.namespace, grace_period_seconds=1),
     )
     deleting.start()
-    failed = told_in_time(run, lambda pod: not pod or "deletionTimestamp" in pod["metadata"])
+    failed = told(run, lambda pod: not pod or "deletionTimestamp" in pod["metadata"])
     assert f"Pod {name} is being deleted" in failed or f"Pod {name} is gone" in failed
 
 
@@ -139,7 +125,7 @@ def test_an_evicted_pod_is_named(make: Any, loopback: Loopback, cluster: Cluster
     name = run.handle["where"]["pod"]
     cluster.wait_for_phase(name, "Running")
     threading.Timer(0.5, lambda: loopback.evict(name)).start()
-    assert "(Evicted)" in told_in_time(run, reason("Evicted"))
+    assert "(Evicted)" in told(run, reason("Evicted"))
 
 
 def test_a_lost_node_is_named(make: Any, loopback: Loopback, cluster: Cluster):
@@ -155,7 +141,7 @@ def test_a_lost_node_is_named(make: Any, loopback: Loopback, cluster: Cluster):
     wait_for(lambda: ready() == "True", 30, "the pod to be ready")
     losing = threading.Timer(0.5, loopback.lose_node)
     losing.start()
-    assert "is lost (NodeNotReady)" in told_in_time(run, lambda _: ready() == "False")
+    assert "is lost (NodeNotReady)" in told(run, lambda _: ready() == "False")
     losing.join()
     # Its pods can only be taken away once the node is back.
     loopback.return_node()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from kubernetes import client  # noqa: TID253
 
+from airflow_arcadia.kubernetes.kinds import RAY_CLUSTER, WORKER
 from airflow_arcadia.launchers.pod_settings import DEFAULT_WORKER_URL
 from airflow_arcadia.operators.worker import (
     ArcadiaLaunchWorkerOperator,
@@ -20,6 +24,7 @@ from airflow_arcadia.operators.worker import (
 from airflow_arcadia.ports import free_port
 from airflow_arcadia.triggers.worker import ArcadiaModelReadyTrigger
 from tests.airflow_context import make_context, set_connection
+from tests.conftest import wait_for
 from tests.kubernetes.cluster import Cluster
 
 STAND_IN = """
@@ -43,6 +48,10 @@ where = os.environ["ARCADIA_HOST"], int(os.environ["ARCADIA_PORT"])
 http.server.ThreadingHTTPServer(where, Handler).serve_forever()
 """
 """Answers as a worker that has loaded its model: for tests of what surrounds it."""
+
+
+WITHIN_S = 5.0
+"""Longest that a reason may take to be told after the cluster said it."""
 
 
 @dataclass
@@ -107,7 +116,36 @@ class Run:
             core.list_namespaced_secret(namespace, **labels),
             self.cluster.coordination.list_namespaced_lease(namespace, **labels),
         )
-        return [f"{found.kind} {item.metadata.name}" for found in lists for item in found.items]
+        found = [f"{listed.kind} {item.metadata.name}" for listed in lists for item in listed.items]
+        for kind in (RAY_CLUSTER, WORKER):
+            with contextlib.suppress(client.ApiException):  # a kind the cluster does not know
+                listed = self.cluster.custom.list_namespaced_custom_object(
+                    kind.group, kind.version, namespace, kind.plural, **labels
+                )
+                found += [f"{kind.kind} {item['metadata']['name']}" for item in listed["items"]]
+        return found
+
+
+def told_in_time(said: Callable[[], Any], wait: Callable[[], str | None]) -> str:
+    """Why a wait failed; fails itself when that came later than allowed after the cluster's own words.
+
+    :param said: whether the cluster has said it.
+    :param wait: returns why it failed.
+    """
+    times: dict[str, float] = {}
+
+    def look() -> None:
+        wait_for(said, 90, "the cluster to say it")
+        times["cluster"] = time.monotonic()
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    failed = wait()
+    times["wait"] = time.monotonic()
+    looking.join()
+    assert failed is not None
+    assert times["wait"] - times["cluster"] < WITHIN_S
+    return failed
 
 
 def stand_in(cluster: Cluster) -> dict[str, Any]:

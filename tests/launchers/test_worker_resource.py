@@ -85,6 +85,7 @@ def test_an_image_of_ours_is_told_where_to_listen_and_the_engines_limits():
         "GPU_MEMORY_UTILIZATION": "0.8",
         "ARCADIA_HOST": "0.0.0.0",
         "ARCADIA_PORT": "21002",
+        "ARCADIA_NODE_GPUS": "1",
         "ARCADIA_MAX_NUM_SEQS": "8",
     }
 

@@ -39,6 +39,7 @@ _SIMPLE: dict[str, tuple[type, ...]] = {
 _LABELS = {"V1ServiceSpec.selector"}
 _MICRO_TIMES = {("V1LeaseSpec", "acquire_time"), ("V1LeaseSpec", "renew_time"), ("CoreV1Event", "event_time")}
 _NAME_RULE = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.'"
+_SERVICE_RULE = "a DNS-1035 label must consist of lower case alphanumerics or '-', and start with a letter"
 _LABEL_RULE = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with one"
 _MOST_ANNOTATIONS = 256 * 1024  # bytes, of all together
 
@@ -77,7 +78,8 @@ def _check_metadata(kind: Kind, meta: dict[str, Any], checker: _Checker) -> None
         raise checker.invalid("metadata.name: Required value: name or generateName is required")
     pattern = {"services": values.SERVICE_NAME, "namespaces": values.DNS_LABEL}.get(kind.plural)
     if not (pattern.fullmatch(name) if pattern and kind.model else values.is_name(name)):
-        raise checker.invalid(f'metadata.name: Invalid value: "{name}": {_NAME_RULE}')
+        rule = _SERVICE_RULE if pattern is values.SERVICE_NAME else _NAME_RULE
+        raise checker.invalid(f'metadata.name: Invalid value: "{name}": {rule}')
     checker.labels(meta.get("labels") or {}, "metadata.labels")
     annotations = meta.get("annotations") or {}
     for key in annotations:

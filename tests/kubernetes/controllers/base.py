@@ -72,8 +72,10 @@ class Controller(abc.ABC):
 
     async def _look(self) -> None:
         listed = await self.get(self.path)
-        for found in (listed or {"items": []})["items"]:
-            if found["metadata"].get("deletionTimestamp"):
+        for item in (listed or {"items": []})["items"]:
+            # It may have changed while those before it were acted on.
+            found = await self.get(f"{self.path}/{item['metadata']['name']}")
+            if found is None or found["metadata"].get("deletionTimestamp"):
                 continue
             try:
                 status = await self.reconcile(found)

@@ -23,6 +23,7 @@ from tests.kubernetes.controllers.kuberay_pods import (
     head_service,
     hosts,
     ports_of,
+    refusal,
     service_name,
     worker_pod,
 )
@@ -87,6 +88,9 @@ class KubeRay(Controller):
     async def reconcile(self, found: Object) -> Object:
         """See :meth:`Controller.reconcile`."""
         name = found["metadata"]["name"]
+        if refused := refusal(found):
+            await self.make("events", refused)
+            return found.get("status") or {}
         await self.make("services", head_service(found))
         pods = await self.pods(f"ray.io/cluster={name}")
         alive = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
@@ -112,7 +116,7 @@ class KubeRay(Controller):
         if not status.get("head"):
             failure["reason"] = "FailedCreateHeadPod"
         conditions = with_times([failure | {"message": why}], status.get("conditions") or [])
-        return status | {"reason": why, "conditions": [*others, *conditions]}
+        return status | {"conditions": [*others, *conditions]}
 
 
 def loopback_params(port: int, dashboard_port: int, client_port: int) -> dict[str, str]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import re
 import shlex
 
+from tests.kubernetes.api.store import now
 from tests.kubernetes.api.values import amount
 from tests.kubernetes.controllers.base import Object, owner
 
 _OVERWRITE = "ray.io/overwrite-container-cmd"
 _USUAL_PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}
+_NAME = re.compile(r"[a-z]([-a-z0-9]{0,51}[a-z0-9])?")  # RFC 1035, with room for suffixes
 _PARAM_OF_PORT = {"gcs-server": "port", "dashboard": "dashboard-port", "client": "ray-client-server-port"}
 
 
@@ -141,4 +144,30 @@ def head_service(found: Object) -> Object:
         "kind": "Service",
         "metadata": {"name": service_name(found), "labels": labels, "ownerReferences": [owner(found)]},
         "spec": {"clusterIP": "None", "selector": labels, "ports": ports},
+    }
+
+
+def refusal(found: Object) -> Object | None:
+    """The event by which KubeRay tells that it will not act, and nothing else tells it."""
+    meta, spec = found["metadata"], found["spec"]
+    groups = [spec["headGroupSpec"], *(spec.get("workerGroupSpecs") or ())]
+    if not _NAME.fullmatch(meta["name"]):
+        part, why = "metadata", "RayCluster name should be a DNS1035 label of no more than 53 characters"
+    elif any("labels" in (group.get("rayStartParams") or {}) for group in groups):
+        part, why = "spec", "rayStartParams['labels'] is not supported"
+    else:
+        return None
+    about = {key: found[key] for key in ("apiVersion", "kind")} | {key: meta[key] for key in ("name", "uid")}
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{meta['name']}.{meta['uid']}"},
+        "involvedObject": {**about, "namespace": meta["namespace"]},
+        "type": "Warning",
+        "reason": f"InvalidRayCluster{part.capitalize()}",
+        "message": f"The RayCluster {part} is invalid {meta['namespace']}/{meta['name']}: {why}",
+        "firstTimestamp": now(),
+        "lastTimestamp": now(),
+        "reportingComponent": "raycluster-controller",
+        "source": {"component": "raycluster-controller"},
     }
