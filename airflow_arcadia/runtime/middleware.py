@@ -23,6 +23,7 @@ from airflow_arcadia.runtime.batch_routes import is_batch_path
 from airflow_arcadia.runtime.batches import BatchJobs
 from airflow_arcadia.runtime.conversation import describe
 from airflow_arcadia.runtime.desk import Desk
+from airflow_arcadia.runtime.engine_process import give_way
 from airflow_arcadia.runtime.guard import say
 from airflow_arcadia.runtime.in_process import InProcessClient
 from airflow_arcadia.runtime.registration import Registration
@@ -205,6 +206,7 @@ class ArcadiaMiddleware:
                 loop = asyncio.get_running_loop()
                 loop.add_signal_handler(signal.SIGUSR1, self._start_draining)
                 settle_environment()
+                give_way(self._spec.num_gpus)
                 self._tasks.append(asyncio.create_task(self._open()))
             await send(message)
 

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import tomllib
 
 from airflow_arcadia.processes import mark
-from airflow_arcadia.runtime.engine_process import register, usable_cpus
+from airflow_arcadia.runtime.engine_process import NICENESS, register, usable_cpus
 from tests.conftest import ROOT
 
 TELL = """
@@ -53,6 +54,26 @@ def test_only_the_core_of_a_worker_of_ours_on_few_cpus_sleeps(
         check=True,
     )
     assert told.stdout.splitlines()[-1] == how
+
+
+PRIORITIES = """
+import os, threading
+from airflow_arcadia.runtime import engine_process
+engine_process.FEW_CPUS = 10_000
+waiting = threading.Event()
+threading.Thread(target=waiting.wait).start()
+engine_process.give_way({ranks})
+print(*{{os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.listdir("/proc/self/task")}})
+waiting.set()
+"""
+
+
+@pytest.mark.parametrize(("ranks", "lower"), [(0, True), (10_000, False)])
+def test_every_thread_of_the_server_gives_way_unless_ranks_spin_on_every_cpu(ranks: int, lower: bool):
+    words = [sys.executable, "-c", PRIORITIES.format(ranks=ranks)]
+    told = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+    here = os.getpriority(os.PRIO_PROCESS, 0)
+    assert told == [str(NICENESS if lower else here)]
 
 
 @pytest.mark.parametrize(("text", "most"), [("150000 100000\n", 1.5), ("max 100000\n", None), ("", None)])
