@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
 from airflow_arcadia.kubernetes.api import Session
 from airflow_arcadia.kubernetes.kinds import EVENT, Object
 from airflow_arcadia.kubernetes.pods import PodSeen, failed_container
 
 LOG_LINES = 40  # a traceback of vLLM's with the lines before it
+_LOG_PAUSE_S = 1.0
 
 
 async def look(session: Session, name: str, container: str, pod: Object | None) -> PodSeen:
@@ -31,7 +33,30 @@ async def look(session: Session, name: str, container: str, pod: Object | None) 
     return PodSeen(name, pod, events, lines)
 
 
-async def lines_since(
+async def follow(
+    session: Session, container: str, pod_now: Callable[[], Awaitable[str | None]]
+) -> AsyncGenerator[str, None]:
+    """A container's log as it grows, from its beginning, however often the connection breaks. Never ends.
+
+    :param pod_now: name of the pod, asked before every connection; another one's log is told from its own
+        beginning. None while there is none.
+    """
+    pod, since = None, None
+    while True:
+        try:
+            found = await pod_now()
+            if found is not None and found != pod:
+                pod, since = found, None
+            if pod is not None:
+                async for stamp, text in _lines_since(session, pod, container, since):
+                    since = stamp
+                    yield text
+        except Exception:  # noqa: BLE001, S110 - no log is no reason to end a wait; the watch decides
+            pass
+        await asyncio.sleep(_LOG_PAUSE_S)
+
+
+async def _lines_since(
     session: Session, pod: str, container: str, since: str | None
 ) -> AsyncIterator[tuple[str, str]]:
     """New log lines with their time stamps as they come, until the container or the connection ends.

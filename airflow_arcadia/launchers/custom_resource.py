@@ -14,7 +14,7 @@ from airflow_arcadia.kubernetes.api import KubernetesApi, Session
 from airflow_arcadia.kubernetes.errors import KubernetesUnreachableError
 from airflow_arcadia.kubernetes.kinds import LEASE_LABEL, POD, WORKER, Object
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
-from airflow_arcadia.kubernetes.look import lines_since, look
+from airflow_arcadia.kubernetes.look import follow, look
 from airflow_arcadia.kubernetes.make import make
 from airflow_arcadia.kubernetes.watching import together
 from airflow_arcadia.launchers import worker_resource as resource
@@ -40,7 +40,6 @@ from airflow_arcadia.readiness import ProcessObservation
 from airflow_arcadia.worker import RayConnection, WorkerHandle, WorkerSpec
 
 _LOOK_AGAIN_S = 2.0  # for what changes with time alone: a grace that is over
-_LOG_PAUSE_S = 1.0
 _GONE_S = 90.0  # beyond our grace: the pod's own, which Arcadia leaves at 30 s, and the collection
 _POLL_S = 0.2
 
@@ -141,20 +140,16 @@ class CustomResourceLauncher:
 
     async def log_lines(self, handle: WorkerHandle) -> AsyncIterator[str]:
         """The log of its newest pod's runner as it grows, from that pod's beginning."""
-        where, pod, since = handle.where, "", None
+        where = handle.where
         async with self._api.session() as session:
-            while True:
-                try:
-                    found = newest(await session.find(POD, labels=pods_of(where["worker"])))
-                    if found is not None and found["metadata"]["name"] != pod:
-                        pod, since = found["metadata"]["name"], None
-                    if pod:
-                        async for stamp, text in lines_since(session, pod, where["container"], since):
-                            since = stamp
-                            yield text
-                except Exception:  # noqa: BLE001, S110 - no log is no reason to end a wait; the watch decides
-                    pass
-                await asyncio.sleep(_LOG_PAUSE_S)
+
+            async def pod_now() -> str | None:
+                found = newest(await session.find(POD, labels=pods_of(where["worker"])))
+                return found["metadata"]["name"] if found is not None else None
+
+            async with aclosing(follow(session, where["container"], pod_now)) as lines:
+                async for text in lines:
+                    yield text
 
     def stop(self, where: Mapping[str, object], *, grace_s: float) -> Sequence[str]:
         """Delete it or take it offline, and wait until its pods are gone; returns what is still there."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
@@ -12,7 +13,7 @@ from airflow_arcadia.kubernetes.api import KubernetesApi, Session
 from airflow_arcadia.kubernetes.errors import KubernetesUnreachableError
 from airflow_arcadia.kubernetes.kinds import POD, SECRET, SERVICE, WORKER_LABEL, Object, selector
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
-from airflow_arcadia.kubernetes.look import lines_since, look
+from airflow_arcadia.kubernetes.look import follow, look
 from airflow_arcadia.kubernetes.make import make
 from airflow_arcadia.kubernetes.pods import PodSeen, observe_pod
 from airflow_arcadia.launchers import pod_manifest
@@ -22,7 +23,6 @@ from airflow_arcadia.readiness import ProcessObservation
 from airflow_arcadia.worker import RayConnection, WorkerHandle, WorkerSpec
 
 _LOOK_AGAIN_S = 2.0  # for what changes with time alone: a grace that is over
-_LOG_PAUSE_S = 1.0
 _GONE_S = 60.0  # beyond the pod's grace
 _POLL_S = 0.2
 
@@ -125,16 +125,16 @@ class PodLauncher:
 
     async def log_lines(self, handle: WorkerHandle) -> AsyncIterator[str]:
         """The worker's log as it grows, from its beginning, however often the connection breaks."""
-        where, since = handle.where, None
-        async with self._api.session() as session:
-            while True:
-                try:
-                    async for stamp, text in lines_since(session, where["pod"], where["container"], since):
-                        since = stamp
-                        yield text
-                except Exception:  # noqa: BLE001, S110 - no log is no reason to end a wait; the watch decides
-                    pass
-                await asyncio.sleep(_LOG_PAUSE_S)
+
+        async def pod_now() -> str:
+            return str(handle.where["pod"])
+
+        async with (
+            self._api.session() as session,
+            aclosing(follow(session, handle.where["container"], pod_now)) as lines,
+        ):
+            async for text in lines:
+                yield text
 
     def stop(self, where: Mapping[str, object], *, grace_s: float) -> Sequence[str]:
         """Delete the worker's objects and wait until they are gone; returns those that are not."""
