@@ -1,9 +1,10 @@
-"""Where CPUs are few: the engine's core waits by sleeping instead of spinning, and comes before its server.
+"""Where CPUs are few: the engine's core waits for a notice instead of spinning, and comes before its server.
 
 vLLM's core polls for its ranks' results without rest, which answers soonest where it has a CPU to itself.
 Where it has not, that takes the CPU from the server in front, and in the core itself Python's lock from the
 thread that takes requests in: on 2 CPUs requests now and then reached the engine one at a time, and 1,024
-rows took 15 to 70 s instead of 6 s. In a container it also uses up the CPU limit. Ranks wait as ever: a rank
+rows took 15 to 70 s instead of 6 s. In a container it also uses up the CPU limit. The notice is vLLM's own:
+a rank sends one with every result, for a core that has been idle for a second. Ranks wait as ever: a rank
 that sleeps finds others on its CPU when there is work again.
 
 A plug-in of entry point group ``vllm.general_plugins``, which vLLM loads in each of its processes.
@@ -15,8 +16,9 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from airflow_arcadia.processes import OWNED_VARIABLE
 
@@ -24,8 +26,8 @@ CORE = "EngineCore"
 """How vLLM names the process."""
 FEW_CPUS = 4
 NICENESS = 10
-POLL_S = 50e-6
-"""Seconds between two looks. Linux adds about as much again; a step of the engine takes 100 times longer."""
+LONGEST_WAIT_MS = 1
+"""After which the core looks without a notice: of two within about a millisecond ZeroMQ drops the second."""
 CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -36,10 +38,21 @@ def register() -> None:
         return
     # Not part of vLLM's interface: where it has gone, the engine waits in vLLM's own way.
     with contextlib.suppress(ImportError, AttributeError):
-        from vllm.distributed.device_communicators import shm_broadcast
+        from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 
-        if callable(shm_broadcast.sched_yield):
-            shm_broadcast.sched_yield = pause
+        if SpinCondition.wait.__module__ != __name__:
+            SpinCondition.wait = at_once(SpinCondition.wait)
+
+
+def at_once(wait: Callable[[Any, int | None], None]) -> Callable[[Any, int | None], None]:
+    """``SpinCondition.wait`` that waits for its notice from the first moment on."""
+
+    def wait_for_notice(condition: Any, timeout_ms: int | None = None) -> None:
+        # Seconds of spinning after the last result.
+        condition.busy_loop_s = 0.0
+        wait(condition, LONGEST_WAIT_MS if timeout_ms is None else min(timeout_ms, LONGEST_WAIT_MS))
+
+    return wait_for_notice
 
 
 def give_way(ranks: int) -> None:
@@ -54,11 +67,6 @@ def give_way(ranks: int) -> None:
         # On Linux it is one by one for threads; those that start later have their maker's.
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, int(thread.name), NICENESS)
-
-
-def pause() -> None:
-    """Let others have the CPU and Python's lock for a moment."""
-    time.sleep(POLL_S)
 
 
 def usable_cpus(limit: Path = CPU_LIMIT) -> float:

@@ -21,9 +21,10 @@ engine_process.FEW_CPUS = {few}
 engine_process.register()
 engine_process.register()
 from vllm.distributed.device_communicators import shm_broadcast
-print(shm_broadcast.SpinCondition.wait.__globals__["sched_yield"].__module__)
+print(shm_broadcast.SpinCondition.wait.__module__)
 """
-OURS, VLLMS = "airflow_arcadia.runtime.engine_process", "vllm.distributed.utils"
+OURS = "airflow_arcadia.runtime.engine_process"
+VLLMS = "vllm.distributed.device_communicators.shm_broadcast"
 
 
 def test_vllm_finds_the_plugin():
@@ -43,7 +44,7 @@ def test_vllm_finds_the_plugin():
     ],
     ids=["few CPUs", "many CPUs", "a rank", "not ours"],
 )
-def test_only_the_core_of_a_worker_of_ours_on_few_cpus_sleeps(
+def test_only_the_core_of_a_worker_of_ours_on_few_cpus_waits_for_notices(
     worker_python: str, marks: dict[str, str], process: str, few: int, how: str
 ):
     told = subprocess.run(
@@ -82,3 +83,43 @@ def test_a_containers_limit_counts_where_it_is_lower(tmp_path: Path, text: str, 
     here = len(os.sched_getaffinity(0))
     assert usable_cpus(tmp_path / "cpu.max") == (min(most, here) if most else here)
     assert usable_cpus(tmp_path / "absent") == here
+
+
+WAIT = """
+import threading, zmq
+from airflow_arcadia.runtime import engine_process
+from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+SpinCondition.wait = engine_process.at_once(SpinCondition.wait)
+engine_process.LONGEST_WAIT_MS = {longest}
+context = zmq.Context()
+address = "ipc://{folder}/notices"
+writer = SpinCondition(is_reader=False, context=context, notify_address=address)
+reader = SpinCondition(is_reader=True, context=context, notify_address=address)
+woken = threading.Event()
+
+def write():
+    while {writes} and not woken.wait(0.01):
+        writer.notify()
+
+thread = threading.Thread(target=write)
+thread.start()
+for _ in range(3):
+    reader.record_read()
+    reader.wait(None)
+woken.set()
+thread.join()
+print("woken")
+# Sockets with something left to send keep a process from ending.
+context.destroy(linger=0)
+"""
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("longest", "writes"), [(600_000, True), (1, False)], ids=["notice", "none"])
+def test_a_notice_wakes_the_core_and_so_does_time(
+    worker_python: str, tmp_path: Path, longest: int, writes: bool
+):
+    script = WAIT.format(folder=tmp_path, longest=longest, writes=writes)
+    words = [worker_python, "-c", script]
+    told = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
+    assert told.stdout.splitlines()[-1] == "woken"
