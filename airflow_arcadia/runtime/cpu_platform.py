@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from airflow_arcadia.runtime import run_ahead
+
 
 def register() -> str | None:
     """Class path of the platform, or None where vLLM is not a CPU build."""
@@ -28,6 +30,13 @@ def __getattr__(name: str) -> Any:
 
         ray_device_key = "GPU"
         ray_noset_device_env_vars = ("RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES",)
+
+        @classmethod
+        def check_and_update_config(cls, vllm_config: Any) -> None:
+            """Go over the whole configuration, as vLLM asks every platform to."""
+            wanted = vllm_config.scheduler_config.async_scheduling
+            super().check_and_update_config(vllm_config)
+            run_ahead.enable(vllm_config, wanted)
 
     globals()[name] = RayCpuPlatform
     return RayCpuPlatform
