@@ -24,16 +24,12 @@ from airflow_arcadia.batch.groups import group_body, group_key, split_answer
 from airflow_arcadia.batch.job import Job
 from airflow_arcadia.batch.records import Request, RowError, answer_line, error_line, row_id
 from airflow_arcadia.batch.rows import Rows
-from airflow_arcadia.batch.servers import Server
+from airflow_arcadia.batch.servers import Server, end_tasks
 from airflow_arcadia.batch.shape import Shape
 from airflow_arcadia.batch.spec import BatchSpec
 from airflow_arcadia.batch.work import Work, WorkQueue
 from airflow_arcadia.batch.writer import SegmentWriter
 from airflow_arcadia.exceptions import BatchError, BatchInputError
-
-_BEGIN_TOGETHER = 16
-"""Lanes that read their first row in the same turn of the event loop: the first rows are on their way, and
-the engine at work, while the last ones are still read."""
 
 
 class _Asked(NamedTuple):
@@ -61,15 +57,21 @@ class Lanes:
     end: Callable[[BaseException], None]
     ended: Callable[[], bool]
 
-    def start(self, server: Server) -> list[asyncio.Task[None]]:
-        """As many lanes to the server as rows may be in flight to it."""
+    async def run(self, server: Server) -> None:
+        """As many lanes to the server as rows may be in flight to it, until no row is left."""
         loop = asyncio.get_running_loop()
-        count = min(self.spec.max_in_flight, self.job.manifest.rows)
-        return [loop.create_task(self._run(server, lane // _BEGIN_TOGETHER)) for lane in range(count)]
+        lanes = []
+        try:
+            for _ in range(min(self.spec.max_in_flight, self.job.manifest.rows)):
+                lanes.append(loop.create_task(self._run_lane(server)))
+                # One in each turn of the event loop: the first rows are on their way, and the engine at work,
+                # while the last ones are still read.
+                await asyncio.sleep(0)
+            await asyncio.gather(*lanes)
+        finally:
+            await end_tasks(lanes)
 
-    async def _run(self, server: Server, turn: int) -> None:
-        for _ in range(turn):
-            await asyncio.sleep(0)
+    async def _run_lane(self, server: Server) -> None:
         writer = self.writer
         while (work := await self.queue.take(server)) is not None:
             if not writer.has_room:

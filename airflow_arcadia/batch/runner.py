@@ -212,8 +212,8 @@ class _Run:
         rows = Rows(self._ready.rows, self._ready.index)
         queue = self._queue = WorkQueue(job.pending(self._order))
         lanes = Lanes(spec, job, self._shape, rows, queue, writer, self._end, lambda: self._error is not None)
-        tasks = [task for server in self._servers for task in lanes.start(server)]
         loop = asyncio.get_running_loop()
+        tasks = [loop.create_task(lanes.run(server)) for server in self._servers]
         helpers = [loop.create_task(self._tick(job, writer, meter))]
         if spec.hang_timeout_s:
             helpers += [loop.create_task(watch(server, spec.hang_timeout_s)) for server in self._servers]

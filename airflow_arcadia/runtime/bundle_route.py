@@ -26,10 +26,14 @@ async def handle(desk: Desk, scope: Scope, receive: Receive, send: Send) -> None
         await _refuse(send, 400, str(error))
         return
     bundle = _Bundle(desk)
-    tasks = [asyncio.create_task(bundle.answer(*row)) for row in enumerate(rows)]
-    tasks.append(asyncio.create_task(bundle.wait_for_leave(receive)))
+    tasks = [asyncio.create_task(bundle.wait_for_leave(receive))]
     try:
         await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
+        for row in enumerate(rows):
+            tasks.append(asyncio.create_task(bundle.answer(*row)))
+            # One in each turn of the event loop: the engine is at work on the first ones while the others
+            # are still read.
+            await asyncio.sleep(0)
         await bundle.send_all(len(rows), send)
     finally:
         for task in tasks:
