@@ -49,7 +49,7 @@ PARAMETERS = {"max_tokens": TOKENS, "temperature": 0.0, "ignore_eos": True}
 PREFIX_GROUPS, PREFIX_ROWS, PREFIX_WORDS, PREFIX_TOKENS = 48, 16, 480, 4
 SETTLE_S = 1.5
 """Between two ways: vLLM's processes spin for a second after their last row, on the next way's CPUs."""
-POLL_S = 0.02
+POLL_S = 0.05
 """Between two looks at a batch inside the worker: half of it, on average, is measured with it."""
 PREFIX_KV_CACHE = 16 * 2**20
 """Bytes that hold some of the prefixes at a time, not all: otherwise the order would not matter."""
