@@ -13,6 +13,7 @@ import os
 from typing import Any
 
 from airflow_arcadia.processes import OWNED_VARIABLE
+from airflow_arcadia.runtime.guard import say
 
 VLLMS_WORKER = "vllm.v1.worker.cpu_worker.CPUWorker"
 OUR_WORKER = f"{__name__}.RunAheadWorker"
@@ -78,6 +79,7 @@ def __getattr__(name: str) -> Any:
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             stand_in(torch.cuda)
+            say("the engine schedules asynchronously; --no-async-scheduling in extra_args prevents it")
             super().__init__(*args, **kwargs)
 
     globals()[name] = RunAheadWorker
