@@ -19,7 +19,7 @@ from airflow_arcadia.hooks.kubernetes import kubernetes_api
 from airflow_arcadia.kubernetes.api import KubernetesApi
 from airflow_arcadia.kubernetes.config_map import read_config_map
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
-from airflow_arcadia.kubernetes.pod_parts import API_KEY, HF_TOKEN, RAY_TOKEN
+from airflow_arcadia.kubernetes.pod_template import API_KEY, HF_TOKEN, RAY_TOKEN
 from airflow_arcadia.launchers.custom_resource import CustomResourceLauncher
 from airflow_arcadia.launchers.pod import PodLauncher
 from airflow_arcadia.launchers.process import ProcessLauncher

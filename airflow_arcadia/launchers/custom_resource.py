@@ -11,12 +11,12 @@ from typing import Any
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.kubernetes.api import KubernetesApi, Session
+from airflow_arcadia.kubernetes.ensure import make
 from airflow_arcadia.kubernetes.errors import KubernetesUnreachableError
 from airflow_arcadia.kubernetes.kinds import LEASE_LABEL, POD, WORKER, Object
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
-from airflow_arcadia.kubernetes.look import follow, look
-from airflow_arcadia.kubernetes.make import make
-from airflow_arcadia.kubernetes.watching import together
+from airflow_arcadia.kubernetes.pod_reader import follow, look
+from airflow_arcadia.kubernetes.watches import together
 from airflow_arcadia.launchers import worker_resource as resource
 from airflow_arcadia.launchers.worker_online import take_offline, take_online, taken_by
 from airflow_arcadia.launchers.worker_resource_settings import (

@@ -10,12 +10,12 @@ from typing import Any
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.kubernetes.api import KubernetesApi, Session
+from airflow_arcadia.kubernetes.ensure import make
 from airflow_arcadia.kubernetes.errors import KubernetesUnreachableError
 from airflow_arcadia.kubernetes.kinds import POD, SECRET, SERVICE, WORKER_LABEL, Object, selector
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
-from airflow_arcadia.kubernetes.look import follow, look
-from airflow_arcadia.kubernetes.make import make
-from airflow_arcadia.kubernetes.pods import PodSeen, observe_pod
+from airflow_arcadia.kubernetes.pod_reader import follow, look
+from airflow_arcadia.kubernetes.pod_status import PodSeen, observe_pod
 from airflow_arcadia.launchers import pod_manifest
 from airflow_arcadia.launchers.pod_settings import PodSettings, refuse_secrets
 from airflow_arcadia.lease import Lease, Owned

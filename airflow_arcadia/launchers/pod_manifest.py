@@ -15,7 +15,7 @@ from airflow_arcadia.kubernetes.kinds import (
     labels_of_lease,
     owner_reference,
 )
-from airflow_arcadia.kubernetes.pod_parts import (
+from airflow_arcadia.kubernetes.pod_template import (
     API_KEY,
     CACHES,
     HF_TOKEN,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from airflow_arcadia.exceptions import RayClusterError
 from airflow_arcadia.kubernetes.api import KubernetesApi
-from airflow_arcadia.kubernetes.collect import collect
+from airflow_arcadia.kubernetes.cleanup import collect
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
 from airflow_arcadia.launchers.base import Launcher
 from airflow_arcadia.launchers.custom_resource import CustomResourceLauncher

@@ -12,10 +12,10 @@ from typing import Any
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.kubernetes.api import Session
+from airflow_arcadia.kubernetes.ensure import NameTakenError
 from airflow_arcadia.kubernetes.errors import KubernetesConflictError, KubernetesError
 from airflow_arcadia.kubernetes.kinds import LEASE, WORKER, Object
 from airflow_arcadia.kubernetes.leases import parse_lease
-from airflow_arcadia.kubernetes.make import NameTakenError
 from airflow_arcadia.launchers.worker_resource import is_ours
 from airflow_arcadia.launchers.worker_state import is_online
 from airflow_arcadia.lease import Lease

@@ -21,7 +21,7 @@ from airflow_arcadia.kubernetes.kinds import (
     labels_of_lease,
     owner_reference,
 )
-from airflow_arcadia.kubernetes.pod_parts import given, own_gpus
+from airflow_arcadia.kubernetes.pod_template import given, own_gpus
 from airflow_arcadia.launchers.pod_settings import refuse_secrets
 from airflow_arcadia.launchers.worker_resource_settings import (
     GPUS,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_arcadia.kubernetes.kinds import NAME_LABEL, WORKER_LABEL, Object, selector
-from airflow_arcadia.kubernetes.pods import GONE, PodSeen, observe_pod, sentence
+from airflow_arcadia.kubernetes.pod_status import GONE, PodSeen, observe_pod, sentence
 from airflow_arcadia.readiness import ProcessObservation, Trouble
 
 CONTAINER = "runner"

@@ -14,6 +14,7 @@ from typing import Any
 from airflow_arcadia.config import RayCluster
 from airflow_arcadia.exceptions import RayClusterError
 from airflow_arcadia.kubernetes.api import KubernetesApi, Session
+from airflow_arcadia.kubernetes.ensure import make
 from airflow_arcadia.kubernetes.kinds import (
     EVENT,
     POD,
@@ -24,10 +25,9 @@ from airflow_arcadia.kubernetes.kinds import (
     owner_reference,
 )
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
-from airflow_arcadia.kubernetes.make import make
-from airflow_arcadia.kubernetes.pod_parts import RAY_TOKEN
-from airflow_arcadia.kubernetes.pods import PodSeen, failed_container
-from airflow_arcadia.kubernetes.watching import together
+from airflow_arcadia.kubernetes.pod_status import PodSeen, failed_container
+from airflow_arcadia.kubernetes.pod_template import RAY_TOKEN
+from airflow_arcadia.kubernetes.watches import together
 from airflow_arcadia.lease import Lease, Owned
 from airflow_arcadia.preflight import Versions
 from airflow_arcadia.ray_cluster import kuberay_manifest as manifest

@@ -14,7 +14,8 @@ from typing import Any
 from airflow_arcadia.config import DASHBOARD_PORT, GCS_PORT, RayCluster
 from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.kubernetes.kinds import RAY_CLUSTER, Object, labels_of_lease, owner_reference
-from airflow_arcadia.kubernetes.pod_parts import (
+from airflow_arcadia.kubernetes.pod_status import PodSeen, observe_pod, sentence
+from airflow_arcadia.kubernetes.pod_template import (
     CACHES,
     RAY_TOKEN,
     SECRETS_PATH,
@@ -24,7 +25,6 @@ from airflow_arcadia.kubernetes.pod_parts import (
     pod_security,
     volumes,
 )
-from airflow_arcadia.kubernetes.pods import PodSeen, observe_pod, sentence
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.readiness import Trouble
 from airflow_arcadia.worker import parse_num_gpus

@@ -14,7 +14,7 @@ from airflow_arcadia.batch.segments import SegmentBuffer
 from airflow_arcadia.batch.storage import open_folder
 from airflow_arcadia.exceptions import BatchError, BatchInputError
 from tests.batch.fake_engine import FakeEngine
-from tests.batch.test_job import MANIFEST
+from tests.batch.output.test_job import MANIFEST
 
 ROWS = [{"custom_id": f"r{row}", "prompt": f"row {row}"} for row in range(200)]
 

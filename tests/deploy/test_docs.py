@@ -97,7 +97,9 @@ def test_every_file_and_object_the_page_names_is_there():
 
 
 def test_the_failure_table_names_every_reason_the_code_knows():
-    source = Path(sys.modules["airflow_arcadia.kubernetes.pods"].__file__ or "").read_text(encoding="utf-8")
+    source = Path(sys.modules["airflow_arcadia.kubernetes.pod_status"].__file__ or "").read_text(
+        encoding="utf-8"
+    )
     table = section("When something fails")
     known = {"OOMKilled", "Evicted", "DeadlineExceeded", "NodeNotReady", "CrashLoopBackOff", "Unschedulable"}
     assert known <= set(re.findall(r"\w+", source))

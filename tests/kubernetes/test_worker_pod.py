@@ -123,7 +123,7 @@ def test_teardown_is_right_when_nothing_was_launched_and_when_two_race(run: Run)
 def test_what_does_not_go_is_reported_and_fails_the_teardown(
     run: Run, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("airflow_arcadia.kubernetes.collect.COLLECTION_S", 0.5)
+    monkeypatch.setattr("airflow_arcadia.kubernetes.cleanup.COLLECTION_S", 0.5)
     handle = run.launch()
     held = {"metadata": {"finalizers": ["tests.example/hold"]}}
     cluster.core.patch_namespaced_pod(handle["where"]["pod"], cluster.namespace, held)

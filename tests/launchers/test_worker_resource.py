@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
-from airflow_arcadia.kubernetes.pods import PodSeen
+from airflow_arcadia.kubernetes.pod_status import PodSeen
 from airflow_arcadia.launchers.worker_resource import check_fits, gpus_of, placed_spec, worker
 from airflow_arcadia.launchers.worker_resource_settings import WorkerResourceSettings
 from airflow_arcadia.launchers.worker_state import WorkerSeen, newest, observe_worker

@@ -9,7 +9,7 @@ import pytest
 
 from airflow_arcadia.config import RayCluster
 from airflow_arcadia.exceptions import ArcadiaConfigError
-from airflow_arcadia.kubernetes.pods import PodSeen
+from airflow_arcadia.kubernetes.pod_status import PodSeen
 from airflow_arcadia.lease import Identity, Lease
 from airflow_arcadia.ray_cluster.kuberay_manifest import Coming, KubeRaySpec, judge, ray_cluster
 from airflow_arcadia.readiness import Trouble

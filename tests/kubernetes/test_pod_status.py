@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from airflow_arcadia.kubernetes.pods import PodSeen, failed_container, observe_pod
+from airflow_arcadia.kubernetes.pod_status import PodSeen, failed_container, observe_pod
 from airflow_arcadia.readiness import ProcessObservation
 
 NOW = 1_700_000_000.0

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
 from airflow_arcadia.kubernetes.api import Session
 from airflow_arcadia.kubernetes.kinds import EVENT, Object
-from airflow_arcadia.kubernetes.pods import PodSeen, failed_container
+from airflow_arcadia.kubernetes.pod_status import PodSeen, failed_container
 
 LOG_LINES = 40  # a traceback of vLLM's with the lines before it
 _LOG_PAUSE_S = 1.0
