@@ -28,7 +28,7 @@ from typing import Any
 import orjson
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, run_batch
-from airflow_arcadia.batch.remote import Completed, RemoteBatches, Running, judge
+from airflow_arcadia.batch.batch_api import Completed, RemoteBatches, Running, judge
 from airflow_arcadia.launchers.observe import observe
 from airflow_arcadia.launchers.process import ProcessLauncher
 from airflow_arcadia.launchers.teardown import teardown

@@ -1,12 +1,12 @@
 """The batch engine: answer a file of rows with OpenAI-compatible servers. Knows nothing of Airflow.
 
-One pass over the input proves it readable and notes where each row starts (:mod:`rows`, :mod:`door`). Rows
+One pass over the input proves it readable and notes where each row starts (:mod:`rows`, :mod:`prepare`). Rows
 then go, many at a time, straight to the endpoints (:mod:`runner`, :mod:`client`), come back as lines of the
 output and are committed in segments (:mod:`segments`, :mod:`job`), which are merged in input order at the end
 (:mod:`finalise`).
 """
 
-from airflow_arcadia.batch.door import check_input
+from airflow_arcadia.batch.prepare import check_input
 from airflow_arcadia.batch.runner import run_batch, run_batch_async
 from airflow_arcadia.batch.spec import BatchSpec, BatchSummary, Endpoint, Progress
 

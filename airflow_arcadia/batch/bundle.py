@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 import orjson
 
 from airflow_arcadia.batch.client import Response
-from airflow_arcadia.batch.records import CHAT, COMPLETIONS, EMBEDDINGS
+from airflow_arcadia.batch.openai_format import CHAT, COMPLETIONS, EMBEDDINGS
 
 PATH = "/v1/arcadia/bundle"
 URLS = frozenset({CHAT, COMPLETIONS, EMBEDDINGS})

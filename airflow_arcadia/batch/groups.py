@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from airflow_arcadia.batch.records import COMPLETIONS, Request
+from airflow_arcadia.batch.openai_format import COMPLETIONS, Request
 
 _TOKENS = ("token_ids", "prompt_token_ids")
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from airflow_arcadia.batch.records import Request, RowError
+from airflow_arcadia.batch.openai_format import Request, RowError
 from airflow_arcadia.batch.storage import sync
 
 LENGTHS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384, 32768)

@@ -15,7 +15,7 @@ import fsspec.compression
 import orjson
 import zstandard
 
-from airflow_arcadia.batch.records import MAX_LINE_BYTES
+from airflow_arcadia.batch.openai_format import MAX_LINE_BYTES
 from airflow_arcadia.batch.spec import BatchSpec
 from airflow_arcadia.batch.storage import is_local, resolve
 from airflow_arcadia.batch.tables import columns, csv_lines, parquet_lines

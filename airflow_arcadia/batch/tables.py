@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from airflow_arcadia.batch.records import MAX_LINE_BYTES
+from airflow_arcadia.batch.openai_format import MAX_LINE_BYTES
 from airflow_arcadia.exceptions import BatchInputError
 
 _PARQUET_ROWS = 1024

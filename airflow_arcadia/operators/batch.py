@@ -13,7 +13,7 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_arcadia.batch import BatchSpec, BatchSummary, Endpoint, Progress, check_input, run_batch
-from airflow_arcadia.batch.remote import RemoteBatches
+from airflow_arcadia.batch.batch_api import RemoteBatches
 from airflow_arcadia.exceptions import ArcadiaConfigError, BatchError
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry_where_useless
 from airflow_arcadia.launchers.wait import LEASE_RENEWAL_S

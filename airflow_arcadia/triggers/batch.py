@@ -10,7 +10,7 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_arcadia.batch import Endpoint, Progress
-from airflow_arcadia.batch.remote import Completed, Ended, RemoteBatches, Running, judge
+from airflow_arcadia.batch.batch_api import Completed, Ended, RemoteBatches, Running, judge
 from airflow_arcadia.exceptions import ArcadiaError, BatchError
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
 from airflow_arcadia.launchers.wait import LEASE_RENEWAL_S

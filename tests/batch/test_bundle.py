@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from airflow_arcadia.batch.bundle import PATH, Answers, is_told, pack, pack_answer, unpack
 from airflow_arcadia.batch.client import Response
-from airflow_arcadia.batch.records import CHAT, COMPLETIONS
+from airflow_arcadia.batch.openai_format import CHAT, COMPLETIONS
 
 
 def test_a_server_reads_the_rows_that_were_packed():

@@ -10,7 +10,7 @@ import pytest
 from airflow_arcadia.batch import BatchSpec, Endpoint, run_batch_async
 from airflow_arcadia.batch.bundling import MOST_ROWS, BundlingClient
 from airflow_arcadia.batch.client import AnswerTimeout, ConnectionLost, HttpClient
-from airflow_arcadia.batch.records import CHAT
+from airflow_arcadia.batch.openai_format import CHAT
 from airflow_arcadia.exceptions import BatchInputError
 from tests.batch.fake_engine import CONTEXT, FakeEngine, serving
 from tests.batch.reading import answers as read_answers

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, check_input, run_batch_async
-from airflow_arcadia.batch.records import Request, RowError, parse_row
+from airflow_arcadia.batch.openai_format import Request, RowError, parse_row
 from airflow_arcadia.exceptions import BatchInputError
 from tests.batch.fake_engine import serving
 

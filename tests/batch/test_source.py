@@ -74,7 +74,7 @@ async def test_a_template_fails_row_by_row(engine: FakeEngine, write_rows: Write
 
 
 def test_a_template_cannot_reach_the_machine(write_rows: Write, output: str):
-    from airflow_arcadia.batch.records import RowError
+    from airflow_arcadia.batch.openai_format import RowError
     from airflow_arcadia.batch.shape import Shape
 
     template = "{{ name.__class__.__mro__[1].__subclasses__() }}"

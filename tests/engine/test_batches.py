@@ -14,7 +14,7 @@ import pytest
 from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, run_batch
-from airflow_arcadia.batch.remote import Completed, Ended, RemoteBatches, Running, judge
+from airflow_arcadia.batch.batch_api import Completed, Ended, RemoteBatches, Running, judge
 from airflow_arcadia.operators.batch import BATCH_KEY, ArcadiaBatchInferenceOperator
 from airflow_arcadia.readiness import Ready
 from tests.airflow_context import make_context, set_connection

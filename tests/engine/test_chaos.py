@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, run_batch
-from airflow_arcadia.batch.remote import RemoteBatches
+from airflow_arcadia.batch.batch_api import RemoteBatches
 from airflow_arcadia.batch.segments import FAILED, read_footer
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.ports import free_port

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from airflow_arcadia.batch.records import CHAT, COMPLETIONS
+from airflow_arcadia.batch.openai_format import CHAT, COMPLETIONS
 
 
 class ChatRequest(BaseModel):

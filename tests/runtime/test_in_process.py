@@ -6,7 +6,7 @@ import json
 import pytest
 
 from airflow_arcadia.batch.client import AnswerTimeout, ConnectionLost
-from airflow_arcadia.batch.records import CHAT
+from airflow_arcadia.batch.openai_format import CHAT
 from airflow_arcadia.runtime.desk import Desk
 from airflow_arcadia.runtime.in_process import InProcessClient
 from tests.batch.reading import until

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from airflow_arcadia.batch.records import (
+from airflow_arcadia.batch.openai_format import (
     CHAT,
     COMPLETIONS,
     EMBEDDINGS,

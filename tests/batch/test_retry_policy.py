@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from airflow_arcadia.batch.failures import (
+from airflow_arcadia.batch.retry_policy import (
     MAX_LOSSES,
     Failure,
     backoff,
