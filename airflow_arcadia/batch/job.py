@@ -3,7 +3,7 @@
 Beside the output lies the hidden folder ``.<name>.parts``:
 
 - ``job.json``: input, model and parameters this folder belongs to,
-- ``index`` and, for input that is no plain local file, ``rows``: see :mod:`~airflow_arcadia.batch.rows`,
+- ``index`` and, for input that is no plain local file, ``rows``: see :mod:`~airflow_arcadia.batch.input.row_index`,
 - ``order``: the order to send the rows in, unless it is the input's,
 - ``attempt-<token>.json``: one per attempt; the highest token is the only one that may commit. It lists what
   it found committed, so that a late segment of an attempt before it never counts,
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import orjson
 
-from airflow_arcadia.batch.ordering import read_order
+from airflow_arcadia.batch.input.ordering import read_order
 from airflow_arcadia.batch.segments import FAILED, Counts, SegmentBuffer, read_footer
 from airflow_arcadia.batch.spec import BatchSpec
 from airflow_arcadia.batch.storage import Folder, write

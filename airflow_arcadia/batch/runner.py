@@ -12,16 +12,16 @@ from pathlib import Path
 
 from airflow_arcadia.batch.client import Client
 from airflow_arcadia.batch.finalise import finalise, summarise
+from airflow_arcadia.batch.input.ordering import order_ready, write_order
+from airflow_arcadia.batch.input.row_index import Rows
+from airflow_arcadia.batch.input.row_parser import Shape
+from airflow_arcadia.batch.input.source import locate
 from airflow_arcadia.batch.job import ORDER, Job
-from airflow_arcadia.batch.ordering import order_ready, write_order
 from airflow_arcadia.batch.prepare import Finished, Ready, prepare, settle_model
 from airflow_arcadia.batch.progress import Meter
 from airflow_arcadia.batch.row_queue import WorkQueue
-from airflow_arcadia.batch.rows import Rows
 from airflow_arcadia.batch.sender import Lanes
 from airflow_arcadia.batch.servers import Server, choose_model, connect_http, end_tasks, unreachable
-from airflow_arcadia.batch.shape import Shape
-from airflow_arcadia.batch.source import locate
 from airflow_arcadia.batch.spec import BatchSpec, BatchSummary, Endpoint, Progress
 from airflow_arcadia.batch.storage import is_full
 from airflow_arcadia.batch.watch import watch

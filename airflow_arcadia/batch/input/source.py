@@ -15,10 +15,10 @@ import fsspec.compression
 import orjson
 import zstandard
 
+from airflow_arcadia.batch.input.tables import columns, csv_lines, parquet_lines
 from airflow_arcadia.batch.openai_format import MAX_LINE_BYTES
 from airflow_arcadia.batch.spec import BatchSpec
 from airflow_arcadia.batch.storage import is_local, resolve
-from airflow_arcadia.batch.tables import columns, csv_lines, parquet_lines
 from airflow_arcadia.exceptions import BatchInputError
 
 NOTHING_RUNS = "No row was sent."

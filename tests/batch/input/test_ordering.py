@@ -4,8 +4,8 @@ import random
 from itertools import pairwise
 from pathlib import Path
 
+from airflow_arcadia.batch.input.ordering import order_ready, read_order, write_order
 from airflow_arcadia.batch.openai_format import COMPLETIONS, Request, RowError
-from airflow_arcadia.batch.ordering import order_ready, read_order, write_order
 
 
 def order_of(requests: list[Request | RowError], path: Path) -> list[int]:

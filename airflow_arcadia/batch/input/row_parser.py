@@ -9,8 +9,8 @@ import jinja2
 import orjson
 from jinja2.sandbox import SandboxedEnvironment
 
+from airflow_arcadia.batch.input.source import NOTHING_RUNS, is_table
 from airflow_arcadia.batch.openai_format import BadRow, Request, RowError, parse_row
-from airflow_arcadia.batch.source import NOTHING_RUNS, is_table
 from airflow_arcadia.batch.spec import BatchSpec
 from airflow_arcadia.exceptions import BatchInputError
 

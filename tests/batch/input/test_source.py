@@ -74,8 +74,8 @@ async def test_a_template_fails_row_by_row(engine: FakeEngine, write_rows: Write
 
 
 def test_a_template_cannot_reach_the_machine(write_rows: Write, output: str):
+    from airflow_arcadia.batch.input.row_parser import Shape
     from airflow_arcadia.batch.openai_format import RowError
-    from airflow_arcadia.batch.shape import Shape
 
     template = "{{ name.__class__.__mro__[1].__subclasses__() }}"
     found = Shape(BatchSpec("in", "out", "m", prompt_template=template), "m").parse(b'{"name": "x"}', 0)
