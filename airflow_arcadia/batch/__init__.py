@@ -3,7 +3,7 @@
 One pass over the input proves it readable and notes where each row starts (:mod:`row_index`, :mod:`prepare`). Rows
 then go, many at a time, straight to the endpoints (:mod:`runner`, :mod:`client`), come back as lines of the
 output and are committed in segments (:mod:`segments`, :mod:`job`), which are merged in input order at the end
-(:mod:`finalise`).
+(:mod:`merge`).
 """
 
 from airflow_arcadia.batch.prepare import check_input

@@ -14,8 +14,8 @@ import orjson
 from airflow_arcadia.batch.input.row_index import row_count, scan
 from airflow_arcadia.batch.input.row_parser import Shape
 from airflow_arcadia.batch.input.source import NOTHING_RUNS, Input, locate
-from airflow_arcadia.batch.job import INDEX, JOB, ROWS, Identity, Manifest
-from airflow_arcadia.batch.retry import reopen
+from airflow_arcadia.batch.output.job import INDEX, JOB, ROWS, Identity, Manifest
+from airflow_arcadia.batch.output.reopen import reopen
 from airflow_arcadia.batch.spec import BatchSpec, BatchSummary
 from airflow_arcadia.batch.storage import (
     Folder,

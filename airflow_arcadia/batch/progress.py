@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from airflow_arcadia.batch.segments import Counts
+from airflow_arcadia.batch.output.segments import Counts
 from airflow_arcadia.batch.spec import Progress
 
 WINDOW_S = 30.0

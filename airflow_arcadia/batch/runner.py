@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from airflow_arcadia.batch.client import Client
-from airflow_arcadia.batch.finalise import finalise, summarise
 from airflow_arcadia.batch.input.ordering import order_ready, write_order
 from airflow_arcadia.batch.input.row_index import Rows
 from airflow_arcadia.batch.input.row_parser import Shape
 from airflow_arcadia.batch.input.source import locate
-from airflow_arcadia.batch.job import ORDER, Job
+from airflow_arcadia.batch.output.job import ORDER, Job
+from airflow_arcadia.batch.output.merge import finalise, summarise
+from airflow_arcadia.batch.output.writer import SegmentWriter
 from airflow_arcadia.batch.prepare import Finished, Ready, prepare, settle_model
 from airflow_arcadia.batch.progress import Meter
 from airflow_arcadia.batch.row_queue import WorkQueue
@@ -25,7 +26,6 @@ from airflow_arcadia.batch.servers import Server, choose_model, connect_http, en
 from airflow_arcadia.batch.spec import BatchSpec, BatchSummary, Endpoint, Progress
 from airflow_arcadia.batch.storage import is_full
 from airflow_arcadia.batch.watch import watch
-from airflow_arcadia.batch.writer import SegmentWriter
 from airflow_arcadia.exceptions import BatchError, BatchInputError
 
 log = logging.getLogger(__name__)

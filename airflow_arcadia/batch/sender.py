@@ -14,8 +14,9 @@ from airflow_arcadia.batch.client import AnswerTimeout, ConnectionLost
 from airflow_arcadia.batch.groups import group_body, group_key, split_answer
 from airflow_arcadia.batch.input.row_index import Rows
 from airflow_arcadia.batch.input.row_parser import Shape
-from airflow_arcadia.batch.job import Job
 from airflow_arcadia.batch.openai_format import Request, RowError, answer_line, error_line, row_id
+from airflow_arcadia.batch.output.job import Job
+from airflow_arcadia.batch.output.writer import SegmentWriter
 from airflow_arcadia.batch.retry_policy import (
     CONNECTION_LOST,
     Failure,
@@ -28,7 +29,6 @@ from airflow_arcadia.batch.retry_policy import (
 from airflow_arcadia.batch.row_queue import Work, WorkQueue
 from airflow_arcadia.batch.servers import Server, end_tasks
 from airflow_arcadia.batch.spec import BatchSpec
-from airflow_arcadia.batch.writer import SegmentWriter
 from airflow_arcadia.exceptions import BatchError, BatchInputError
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, check_input, run_batch_async
-from airflow_arcadia.batch.job import Superseded
-from airflow_arcadia.batch.segments import FAILED, read_footer
+from airflow_arcadia.batch.output.job import Superseded
+from airflow_arcadia.batch.output.segments import FAILED, read_footer
 from airflow_arcadia.exceptions import BatchError, BatchInputError
 from tests.batch.fake_engine import FakeEngine
 from tests.batch.reading import answers, codes, folder_of, text_of, until

@@ -9,8 +9,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, check_input, run_batch_async
-from airflow_arcadia.batch.job import Job, Superseded
-from airflow_arcadia.batch.segments import SegmentBuffer
+from airflow_arcadia.batch.output.job import Job, Superseded
+from airflow_arcadia.batch.output.segments import SegmentBuffer
 from airflow_arcadia.batch.storage import open_folder
 from airflow_arcadia.exceptions import BatchError, BatchInputError
 from tests.batch.fake_engine import FakeEngine

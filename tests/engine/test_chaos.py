@@ -21,7 +21,7 @@ import pytest
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, run_batch
 from airflow_arcadia.batch.batch_api import RemoteBatches
-from airflow_arcadia.batch.segments import FAILED, read_footer
+from airflow_arcadia.batch.output.segments import FAILED, read_footer
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.ports import free_port
 from airflow_arcadia.ray_cluster.provision import provision

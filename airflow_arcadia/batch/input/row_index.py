@@ -16,7 +16,7 @@ from pathlib import Path
 
 from airflow_arcadia.batch.input.source import NOTHING_RUNS, Input, check_columns, check_text, empty, opened
 from airflow_arcadia.batch.openai_format import MAX_LINE_BYTES
-from airflow_arcadia.batch.segments import MAX_ROWS
+from airflow_arcadia.batch.output.segments import MAX_ROWS
 from airflow_arcadia.batch.spec import BatchSpec
 from airflow_arcadia.batch.storage import sync
 from airflow_arcadia.exceptions import BatchInputError

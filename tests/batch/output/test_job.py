@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from airflow_arcadia.batch.job import Identity, Job, Manifest, Superseded
-from airflow_arcadia.batch.segments import SegmentBuffer
+from airflow_arcadia.batch.output.job import Identity, Job, Manifest, Superseded
+from airflow_arcadia.batch.output.segments import SegmentBuffer
 from airflow_arcadia.batch.storage import LocalFolder
 
 MANIFEST = Manifest(Identity("i", "m", "p"), 6, "i", "s", None)

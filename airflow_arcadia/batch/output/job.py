@@ -20,7 +20,7 @@ from pathlib import Path
 import orjson
 
 from airflow_arcadia.batch.input.ordering import read_order
-from airflow_arcadia.batch.segments import FAILED, Counts, SegmentBuffer, read_footer
+from airflow_arcadia.batch.output.segments import FAILED, Counts, SegmentBuffer, read_footer
 from airflow_arcadia.batch.spec import BatchSpec
 from airflow_arcadia.batch.storage import Folder, write
 from airflow_arcadia.exceptions import BatchError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
-from airflow_arcadia.batch.job import Job
-from airflow_arcadia.batch.segments import SegmentBuffer
+from airflow_arcadia.batch.output.job import Job
+from airflow_arcadia.batch.output.segments import SegmentBuffer
 
 SEGMENT_BYTES = 8 * 2**20
 """A segment is committed at this size at the latest: what memory answers may take, twice."""

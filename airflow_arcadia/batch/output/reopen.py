@@ -6,8 +6,8 @@ from pathlib import Path
 
 import orjson
 
-from airflow_arcadia.batch.job import Job, Manifest
-from airflow_arcadia.batch.segments import SegmentBuffer
+from airflow_arcadia.batch.output.job import Job, Manifest
+from airflow_arcadia.batch.output.segments import SegmentBuffer
 from airflow_arcadia.batch.spec import BatchSummary
 from airflow_arcadia.batch.storage import Folder
 

@@ -1,0 +1,1 @@
+"""Write the answers: paths, committed segments, the job's files, and the merged output."""
