@@ -25,7 +25,7 @@ from typing import Any
 import orjson
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, run_batch
-from airflow_arcadia.batch.client import HttpClient
+from airflow_arcadia.batch.transport.http_client import HttpClient
 from airflow_arcadia.exceptions import BatchError
 from benchmarks.results import record
 

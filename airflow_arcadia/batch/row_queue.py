@@ -7,7 +7,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterator
 
-from airflow_arcadia.batch.servers import Server
+from airflow_arcadia.batch.transport.server import Server
 
 
 class Work:

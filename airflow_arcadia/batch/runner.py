@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from airflow_arcadia.batch.client import Client
 from airflow_arcadia.batch.input.ordering import order_ready, write_order
 from airflow_arcadia.batch.input.row_index import Rows
 from airflow_arcadia.batch.input.row_parser import Shape
@@ -22,10 +21,11 @@ from airflow_arcadia.batch.prepare import Finished, Ready, prepare, settle_model
 from airflow_arcadia.batch.progress import Meter
 from airflow_arcadia.batch.row_queue import WorkQueue
 from airflow_arcadia.batch.sender import Lanes
-from airflow_arcadia.batch.servers import Server, choose_model, connect_http, end_tasks, unreachable
 from airflow_arcadia.batch.spec import BatchSpec, BatchSummary, Endpoint, Progress
 from airflow_arcadia.batch.storage import is_full
-from airflow_arcadia.batch.watch import watch
+from airflow_arcadia.batch.transport.hang_detector import watch
+from airflow_arcadia.batch.transport.http_client import Client
+from airflow_arcadia.batch.transport.server import Server, choose_model, connect_http, end_tasks, unreachable
 from airflow_arcadia.exceptions import BatchError, BatchInputError
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from airflow_arcadia.batch.client import AnswerTimeout, ConnectionLost
-from airflow_arcadia.batch.groups import group_body, group_key, split_answer
 from airflow_arcadia.batch.input.row_index import Rows
 from airflow_arcadia.batch.input.row_parser import Shape
 from airflow_arcadia.batch.openai_format import Request, RowError, answer_line, error_line, row_id
@@ -27,8 +25,10 @@ from airflow_arcadia.batch.retry_policy import (
     timed_out,
 )
 from airflow_arcadia.batch.row_queue import Work, WorkQueue
-from airflow_arcadia.batch.servers import Server, end_tasks
 from airflow_arcadia.batch.spec import BatchSpec
+from airflow_arcadia.batch.transport.http_client import AnswerTimeout, ConnectionLost
+from airflow_arcadia.batch.transport.prompt_lists import group_body, group_key, split_answer
+from airflow_arcadia.batch.transport.server import Server, end_tasks
 from airflow_arcadia.exceptions import BatchError, BatchInputError
 
 

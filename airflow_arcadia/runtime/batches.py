@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, Progress, run_batch_async
-from airflow_arcadia.batch.client import Client
+from airflow_arcadia.batch.transport.http_client import Client
 from airflow_arcadia.exceptions import ArcadiaError, BatchInputError
 from airflow_arcadia.runtime.guard import say
 

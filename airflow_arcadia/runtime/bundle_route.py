@@ -1,11 +1,11 @@
-"""``/v1/arcadia/bundle``: many rows in one request, see :mod:`airflow_arcadia.batch.bundle`."""
+"""``/v1/arcadia/bundle``: many rows in one request, see :mod:`airflow_arcadia.batch.transport.bundles`."""
 
 from __future__ import annotations
 
 import asyncio
 
-from airflow_arcadia.batch.bundle import PATH, pack_answer, unpack
-from airflow_arcadia.batch.client import Response
+from airflow_arcadia.batch.transport.bundles import PATH, pack_answer, unpack
+from airflow_arcadia.batch.transport.http_client import Response
 from airflow_arcadia.runtime.asgi import Receive, Scope, Send, read_body, respond
 from airflow_arcadia.runtime.desk import Desk
 

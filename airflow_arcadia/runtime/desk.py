@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_arcadia.batch.bundle import URLS
-from airflow_arcadia.batch.client import Response
+from airflow_arcadia.batch.transport.bundles import URLS
+from airflow_arcadia.batch.transport.http_client import Response
 from airflow_arcadia.runtime.asgi import App, Message, Receive, Scope, request_scope
 
 _NOT_THERE = Response(404, b'{"error":{"message":"A row cannot ask for this URL.","code":404}}', None)

@@ -7,12 +7,12 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
-from airflow_arcadia.batch.client import AnswerTimeout, ConnectionLost, Response
+from airflow_arcadia.batch.transport.http_client import AnswerTimeout, ConnectionLost, Response
 from airflow_arcadia.runtime.desk import Desk
 
 
 class InProcessClient:
-    """A :class:`~airflow_arcadia.batch.client.Client` without a connection."""
+    """A :class:`~airflow_arcadia.batch.transport.http_client.Client` without a connection."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk

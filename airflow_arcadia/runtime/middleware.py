@@ -16,7 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from airflow_arcadia.batch import Endpoint, bundle
+from airflow_arcadia.batch import Endpoint
+from airflow_arcadia.batch.transport import bundles
 from airflow_arcadia.runtime import batch_routes, bundle_route, fastchat
 from airflow_arcadia.runtime.asgi import App, Receive, Scope, Send, call, header, read_json, respond, stream
 from airflow_arcadia.runtime.batch_routes import is_batch_path
@@ -96,7 +97,7 @@ class ArcadiaMiddleware:
         try:
             if is_batch_path(path):
                 await batch_routes.handle(self._batches, scope, receive, send)
-            elif path == bundle.PATH:
+            elif path == bundles.PATH:
                 await bundle_route.handle(self._desk, scope, receive, send)
             elif handler is None:
                 await self._app(scope, receive, send)

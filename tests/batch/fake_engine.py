@@ -14,8 +14,8 @@ from typing import Any
 
 from aiohttp import web
 
-from airflow_arcadia.batch import bundle
-from airflow_arcadia.batch.client import Response
+from airflow_arcadia.batch.transport import bundles
+from airflow_arcadia.batch.transport.http_client import Response
 
 CONTEXT = 64
 """Words a prompt may have."""
@@ -56,7 +56,7 @@ class FakeEngine:
         app.router.add_get("/metrics", self._metrics)
         for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
             app.router.add_post(path, self._answer)
-        app.router.add_route("*", bundle.PATH, self._answer_bundle)
+        app.router.add_route("*", bundles.PATH, self._answer_bundle)
         self._runner = web.AppRunner(app, shutdown_timeout=0.0, access_log=None, handler_cancellation=True)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
@@ -113,8 +113,8 @@ class FakeEngine:
             return _error(404, "Not Found")
         answer = web.StreamResponse()
         if request.method == "GET":
-            return web.json_response({"path": bundle.PATH})
-        rows = bundle.unpack(await request.read())
+            return web.json_response({"path": bundles.PATH})
+        rows = bundles.unpack(await request.read())
         self.bundles.append(len(rows))
         await answer.prepare(request)
 
@@ -125,7 +125,7 @@ class FakeEngine:
             whole = await self._generate(part, body)
             after = whole.headers.get("Retry-After")
             line = Response(whole.status, (whole.text or "").encode(), after)
-            await answer.write(bundle.pack_answer(number, line))
+            await answer.write(bundles.pack_answer(number, line))
 
         tasks = [asyncio.create_task(one(number, *row)) for number, row in enumerate(rows)]
         self.running += len(rows)

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from airflow_arcadia.batch.client import AnswerTimeout, ConnectionLost
 from airflow_arcadia.batch.openai_format import CHAT
+from airflow_arcadia.batch.transport.http_client import AnswerTimeout, ConnectionLost
 from airflow_arcadia.runtime.desk import Desk
 from airflow_arcadia.runtime.in_process import InProcessClient
 from tests.batch.reading import until

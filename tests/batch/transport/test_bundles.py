@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_arcadia.batch.bundle import PATH, Answers, is_told, pack, pack_answer, unpack
-from airflow_arcadia.batch.client import Response
 from airflow_arcadia.batch.openai_format import CHAT, COMPLETIONS
+from airflow_arcadia.batch.transport.bundles import PATH, Answers, is_told, pack, pack_answer, unpack
+from airflow_arcadia.batch.transport.http_client import Response
 
 
 def test_a_server_reads_the_rows_that_were_packed():

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 
 import orjson
 
-from airflow_arcadia.batch.client import Response
 from airflow_arcadia.batch.openai_format import CHAT, COMPLETIONS, EMBEDDINGS
+from airflow_arcadia.batch.transport.http_client import Response
 
 PATH = "/v1/arcadia/bundle"
 URLS = frozenset({CHAT, COMPLETIONS, EMBEDDINGS})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from airflow_arcadia.batch.bundle import PATH, Answers, is_told, pack
-from airflow_arcadia.batch.client import AnswerTimeout, ConnectionLost, HttpClient, Response
+from airflow_arcadia.batch.transport.bundles import PATH, Answers, is_told, pack
+from airflow_arcadia.batch.transport.http_client import AnswerTimeout, ConnectionLost, HttpClient, Response
 
 GATHER_S = 0.003
 """How long a row waits for others to go with. Rows in flight wait hundreds of times longer for the engine."""
@@ -38,7 +38,7 @@ class _Bundle:
 
 
 class BundlingClient:
-    """A :class:`~airflow_arcadia.batch.client.Client` on top of HTTP.
+    """A :class:`~airflow_arcadia.batch.transport.http_client.Client` on top of HTTP.
 
     Whether the server takes bundles is asked before the first row, and again after a lost connection: another
     server may have come up at its address.

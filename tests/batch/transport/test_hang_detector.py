@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, run_batch_async
-from airflow_arcadia.batch.watch import count_tokens, is_hung, look
+from airflow_arcadia.batch.transport.hang_detector import count_tokens, is_hung, look
 from airflow_arcadia.exceptions import BatchError
 from tests.batch.fake_engine import serving
 from tests.batch.reading import until

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, run_batch_async
-from airflow_arcadia.batch.bundling import MOST_ROWS, BundlingClient
-from airflow_arcadia.batch.client import AnswerTimeout, ConnectionLost, HttpClient
 from airflow_arcadia.batch.openai_format import CHAT
+from airflow_arcadia.batch.transport.bundle_sender import MOST_ROWS, BundlingClient
+from airflow_arcadia.batch.transport.http_client import AnswerTimeout, ConnectionLost, HttpClient
 from airflow_arcadia.exceptions import BatchInputError
 from tests.batch.fake_engine import CONTEXT, FakeEngine, serving
 from tests.batch.reading import answers as read_answers

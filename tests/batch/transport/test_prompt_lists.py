@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, run_batch_async
-from airflow_arcadia.batch.groups import group_key, split_answer
 from airflow_arcadia.batch.openai_format import CHAT, COMPLETIONS, Request
+from airflow_arcadia.batch.transport.prompt_lists import group_key, split_answer
 from tests.batch.fake_engine import FakeEngine
 from tests.batch.reading import answers, codes, text_of
 

@@ -12,8 +12,8 @@ import re
 import time
 from dataclasses import dataclass
 
-from airflow_arcadia.batch.client import AnswerTimeout, ConnectionLost
-from airflow_arcadia.batch.servers import Server
+from airflow_arcadia.batch.transport.http_client import AnswerTimeout, ConnectionLost
+from airflow_arcadia.batch.transport.server import Server
 
 log = logging.getLogger(__name__)
 

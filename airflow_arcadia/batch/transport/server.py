@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import orjson
 
-from airflow_arcadia.batch.bundling import BundlingClient
-from airflow_arcadia.batch.client import AnswerTimeout, Client, ConnectionLost, HttpClient
 from airflow_arcadia.batch.spec import Endpoint
+from airflow_arcadia.batch.transport.bundle_sender import BundlingClient
+from airflow_arcadia.batch.transport.http_client import AnswerTimeout, Client, ConnectionLost, HttpClient
 from airflow_arcadia.exceptions import ArcadiaError, BatchError, BatchInputError
 
 log = logging.getLogger(__name__)
