@@ -29,7 +29,7 @@ import orjson
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, run_batch
 from airflow_arcadia.batch.batch_api import Completed, RemoteBatches, Running, judge
-from airflow_arcadia.launchers.observe import observe
+from airflow_arcadia.launchers.probe import observe
 from airflow_arcadia.launchers.process import ProcessLauncher
 from airflow_arcadia.launchers.teardown import teardown
 from airflow_arcadia.lease import Identity

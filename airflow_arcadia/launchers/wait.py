@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from airflow_arcadia.launchers.base import Launcher
-from airflow_arcadia.launchers.observe import evidence
+from airflow_arcadia.launchers.probe import evidence
 from airflow_arcadia.readiness import Failed, Observation, ProcessObservation, Ready, Waiting, decide
 from airflow_arcadia.worker import WorkerHandle
 

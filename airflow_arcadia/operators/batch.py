@@ -16,8 +16,8 @@ from airflow_arcadia.batch import BatchSpec, BatchSummary, Endpoint, Progress, c
 from airflow_arcadia.batch.batch_api import RemoteBatches
 from airflow_arcadia.exceptions import ArcadiaConfigError, BatchError
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry_where_useless
+from airflow_arcadia.launchers.monitor import WorkerWatch
 from airflow_arcadia.launchers.wait import LEASE_RENEWAL_S
-from airflow_arcadia.launchers.watch import WorkerWatch
 from airflow_arcadia.triggers.batch import ArcadiaBatchInferenceTrigger
 from airflow_arcadia.worker import WorkerHandle
 

@@ -13,7 +13,7 @@ from airflow.sdk import BaseSensorOperator, PokeReturnValue
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry_where_useless
-from airflow_arcadia.launchers.observe import observe
+from airflow_arcadia.launchers.probe import observe
 from airflow_arcadia.launchers.wait import wait_until_decided
 from airflow_arcadia.readiness import Failed, Outcome, Ready, Waiting, decide
 from airflow_arcadia.triggers.worker import ArcadiaModelReadyTrigger, model_wait

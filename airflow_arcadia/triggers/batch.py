@@ -13,8 +13,8 @@ from airflow_arcadia.batch import Endpoint, Progress
 from airflow_arcadia.batch.batch_api import Completed, Ended, RemoteBatches, Running, judge
 from airflow_arcadia.exceptions import ArcadiaError, BatchError
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
+from airflow_arcadia.launchers.monitor import lost_error
 from airflow_arcadia.launchers.wait import LEASE_RENEWAL_S
-from airflow_arcadia.launchers.watch import lost_error
 from airflow_arcadia.worker import WorkerHandle
 
 

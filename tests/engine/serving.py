@@ -14,7 +14,7 @@ from typing import Any
 
 import requests
 
-from airflow_arcadia.launchers.observe import observe
+from airflow_arcadia.launchers.probe import observe
 from airflow_arcadia.launchers.process import ProcessLauncher
 from airflow_arcadia.launchers.teardown import teardown
 from airflow_arcadia.lease import Identity

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from airflow_arcadia.launchers.observe import observe
+from airflow_arcadia.launchers.probe import observe
 from airflow_arcadia.ports import free_port
 from airflow_arcadia.readiness import Observation, ProcessObservation
 from airflow_arcadia.worker import WorkerHandle

@@ -2,8 +2,8 @@
 
 import sys
 
+from airflow_arcadia.launchers.monitor import WorkerWatch
 from airflow_arcadia.launchers.process import ProcessLauncher
-from airflow_arcadia.launchers.watch import WorkerWatch
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.processes import mark, spawn
