@@ -22,7 +22,7 @@ from airflow_arcadia.kubernetes.kinds import (
     owner_reference,
 )
 from airflow_arcadia.kubernetes.pod_template import given, own_gpus
-from airflow_arcadia.launchers.pod_settings import refuse_secrets
+from airflow_arcadia.launchers.pod.settings import refuse_secrets
 from airflow_arcadia.launchers.worker_resource_settings import (
     GPUS,
     INDEX,

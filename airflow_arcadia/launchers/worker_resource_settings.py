@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
-from airflow_arcadia.launchers.pod_settings import (
+from airflow_arcadia.launchers.pod.settings import (
     DEFAULT_WORKER_URL,
     check_worker_url,
     known_fields,

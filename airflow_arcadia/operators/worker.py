@@ -81,7 +81,7 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
     :param served_model_name: name clients use; by default the last part of ``model``.
     :param launcher: ``"pod"``, ``"custom_resource"`` (Arcadia's own Worker) or ``"process"``; by default a
         pod where the connection names a Kubernetes cluster, else a process of this machine.
-    :param pod: how the pod is made, fields of :class:`~airflow_arcadia.launchers.pod_settings.PodSettings`.
+    :param pod: how the pod is made, fields of :class:`~airflow_arcadia.launchers.pod.settings.PodSettings`.
     :param custom_resource: how Arcadia's Worker is made or taken online, fields of
         :class:`~airflow_arcadia.launchers.worker_resource_settings.WorkerResourceSettings`.
     :param port: port a process serves on; 0 takes a free one.

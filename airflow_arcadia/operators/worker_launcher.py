@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.launchers.custom_resource import CustomResourceLauncher
-from airflow_arcadia.launchers.pod import PodLauncher
-from airflow_arcadia.launchers.pod_settings import PodSettings
+from airflow_arcadia.launchers.pod.launcher import PodLauncher
+from airflow_arcadia.launchers.pod.settings import PodSettings
 from airflow_arcadia.launchers.process import ProcessLauncher
 from airflow_arcadia.launchers.worker_resource import ray_cluster_index
 from airflow_arcadia.launchers.worker_resource_settings import WorkerResourceSettings

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.kubernetes.kinds import Object
-from airflow_arcadia.launchers.pod_manifest import CONTAINER
-from airflow_arcadia.launchers.pod_settings import PodSettings
+from airflow_arcadia.launchers.pod.manifest import CONTAINER
+from airflow_arcadia.launchers.pod.settings import PodSettings
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -36,7 +36,7 @@ class ArcadiaWorkerGroup(TaskGroup):
     :param launcher: how the worker runs; by default a pod where the connection names a Kubernetes cluster,
         else a process of this machine.
     :param pod: how the worker's pod is made, fields of
-        :class:`~airflow_arcadia.launchers.pod_settings.PodSettings`.
+        :class:`~airflow_arcadia.launchers.pod.settings.PodSettings`.
     :param custom_resource: how Arcadia's Worker is made or taken online, fields of
         :class:`~airflow_arcadia.launchers.worker_resource_settings.WorkerResourceSettings`.
     :param startup_timeout: seconds the worker may take until the model is ready.

@@ -20,8 +20,8 @@ from airflow_arcadia.kubernetes.kinds import WORKER_LABEL, Object
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
 from airflow_arcadia.launchers.base import Launcher
 from airflow_arcadia.launchers.custom_resource import CustomResourceLauncher
-from airflow_arcadia.launchers.pod import PodLauncher
-from airflow_arcadia.launchers.pod_settings import PodSettings
+from airflow_arcadia.launchers.pod.launcher import PodLauncher
+from airflow_arcadia.launchers.pod.settings import PodSettings
 from airflow_arcadia.launchers.process import ProcessLauncher
 from airflow_arcadia.launchers.worker_resource_settings import WorkerResourceSettings
 from airflow_arcadia.lease import Identity, Lease

@@ -15,7 +15,7 @@ import pytest
 from kubernetes import client  # noqa: TID253
 
 from airflow_arcadia.kubernetes.kinds import RAY_CLUSTER, WORKER
-from airflow_arcadia.launchers.pod_settings import DEFAULT_WORKER_URL
+from airflow_arcadia.launchers.pod.settings import DEFAULT_WORKER_URL
 from airflow_arcadia.operators.worker import (
     ArcadiaLaunchWorkerOperator,
     ArcadiaReserveWorkerOperator,

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
-from airflow_arcadia.launchers import pod_manifest
-from airflow_arcadia.launchers.pod_settings import PodSettings
+from airflow_arcadia.launchers.pod import manifest
+from airflow_arcadia.launchers.pod.settings import PodSettings
 from airflow_arcadia.lease import Identity, Lease
 from airflow_arcadia.operators.worker_pod import pod_request
 from airflow_arcadia.worker import WorkerSpec
@@ -33,10 +33,10 @@ def connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def sent(*, try_number: int = 1, **settings: Any) -> dict[str, Any]:
     """The request for a pod with these settings."""
     parsed = PodSettings.parse({"image": "worker:1", **settings})
-    placed = pod_manifest.placed_spec(WorkerSpec(name="answer-1", model="m"), parsed, "ns", {})
+    placed = manifest.placed_spec(WorkerSpec(name="answer-1", model="m"), parsed, "ns", {})
     context: Any = make_context(try_number=try_number)
     request = pod_request(parsed, context, task_id="launch", kubernetes_conn_id="kubernetes_default")
-    return request(pod_manifest.pod(placed, LEASE, parsed, {}))
+    return request(manifest.pod(placed, LEASE, parsed, {}))
 
 
 def worker(pod: dict[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
-from airflow_arcadia.launchers import pod_manifest
-from airflow_arcadia.launchers.pod_settings import PodSettings, refuse_secrets
+from airflow_arcadia.launchers.pod import manifest
+from airflow_arcadia.launchers.pod.settings import PodSettings, refuse_secrets
 from airflow_arcadia.lease import MAX_NAME, Identity, Lease
 from airflow_arcadia.worker import WorkerSpec
 
@@ -23,8 +23,8 @@ def made(
 ) -> dict[str, Any]:
     parsed = PodSettings.parse({"image": "worker:1", **settings})
     worker = WorkerSpec(name="answer-1", model="/data/models/m", **(spec or {}))
-    placed = pod_manifest.placed_spec(worker, parsed, "ns", secrets or {})
-    return pod_manifest.pod(placed, LEASE, parsed, secrets or {})
+    placed = manifest.placed_spec(worker, parsed, "ns", secrets or {})
+    return manifest.pod(placed, LEASE, parsed, secrets or {})
 
 
 def container(pod: dict[str, Any]) -> dict[str, Any]:
@@ -56,12 +56,12 @@ def test_resources_are_passed_on_exactly_as_given_and_are_not_number_gpus():
 def test_the_worker_is_told_of_the_gpus_its_pod_is_sent_with(limits: dict[str, Any], gpus: str):
     pod = made(spec={"num_gpus": 4, "ray_address": "head:6379"})
     container(pod)["resources"] = {"limits": limits}  # as an overlay may have it
-    assert env(pod_manifest.with_own_gpus(pod))["ARCADIA_NODE_GPUS"] == gpus
+    assert env(manifest.with_own_gpus(pod))["ARCADIA_NODE_GPUS"] == gpus
 
 
 def test_gpus_that_the_user_states_are_left_as_they_are():
     pod = made(spec={"num_gpus": 4, "ray_address": "h:1", "additional_envs": {"ARCADIA_NODE_GPUS": "7"}})
-    assert env(pod_manifest.with_own_gpus(pod))["ARCADIA_NODE_GPUS"] == "7"
+    assert env(manifest.with_own_gpus(pod))["ARCADIA_NODE_GPUS"] == "7"
 
 
 def test_nothing_secret_is_in_the_manifest_but_the_paths_of_files():
@@ -70,7 +70,7 @@ def test_nothing_secret_is_in_the_manifest_but_the_paths_of_files():
     assert env(pod)["ARCADIA_API_KEY_FILE"] == "/etc/arcadia/api-key"
     assert env(pod)["RAY_AUTH_TOKEN_PATH"] == "/etc/arcadia/ray-token"
     assert env(pod)["HF_TOKEN_PATH"] == "/etc/arcadia/hf-token"
-    secret = pod_manifest.secret(WorkerSpec(name="answer-1", model="m"), LEASE, PodSettings(), SECRETS)
+    secret = manifest.secret(WorkerSpec(name="answer-1", model="m"), LEASE, PodSettings(), SECRETS)
     assert base64.b64decode(secret["data"]["api-key"]) == b"the-key"
     assert not [v for v in made()["spec"]["volumes"] if "secret" in v]
 
@@ -158,19 +158,19 @@ def test_everything_has_arcadias_labels_the_leases_and_its_owner():
 
 def test_the_service_has_arcadias_name_and_port():
     worker = WorkerSpec(name="answer-1", model="m")
-    service = pod_manifest.service(worker, LEASE, PodSettings())
+    service = manifest.service(worker, LEASE, PodSettings())
     assert service["metadata"]["name"] == "answer-1-worker"
     assert service["spec"]["ports"] == [
         {"name": "http", "port": 21002, "targetPort": "http", "protocol": "TCP"}
     ]
-    placed = pod_manifest.placed_spec(worker, PodSettings(), "ns", {})
+    placed = manifest.placed_spec(worker, PodSettings(), "ns", {})
     assert placed.url == "http://answer-1-worker.ns.svc:21002"
 
 
 def test_the_longest_name_is_still_a_dns_label():
     lease = Identity("d", "r", "g" * 200).lease_name
     assert len(lease) <= MAX_NAME
-    assert len(pod_manifest.object_name(f"{lease}-99")) <= 63
+    assert len(manifest.object_name(f"{lease}-99")) <= 63
 
 
 @pytest.mark.parametrize(

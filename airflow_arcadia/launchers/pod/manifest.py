@@ -28,7 +28,7 @@ from airflow_arcadia.kubernetes.pod_template import (
     pod_security,
     volumes,
 )
-from airflow_arcadia.launchers.pod_settings import PodSettings
+from airflow_arcadia.launchers.pod.settings import PodSettings
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.ray_cluster.jobs import job_environment
 from airflow_arcadia.worker import WorkerSpec

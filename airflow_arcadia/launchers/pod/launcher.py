@@ -16,8 +16,8 @@ from airflow_arcadia.kubernetes.kinds import POD, SECRET, SERVICE, WORKER_LABEL,
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
 from airflow_arcadia.kubernetes.pod_reader import follow, look
 from airflow_arcadia.kubernetes.pod_status import PodSeen, observe_pod
-from airflow_arcadia.launchers import pod_manifest
-from airflow_arcadia.launchers.pod_settings import PodSettings, refuse_secrets
+from airflow_arcadia.launchers.pod import manifest
+from airflow_arcadia.launchers.pod.settings import PodSettings, refuse_secrets
 from airflow_arcadia.lease import Lease, Owned
 from airflow_arcadia.readiness import ProcessObservation
 from airflow_arcadia.worker import RayConnection, WorkerHandle, WorkerSpec
@@ -66,14 +66,14 @@ class PodLauncher:
         if not (self._settings.full_pod_spec or self._settings.pod_template_dict):
             self._settings.require_image()
         refuse_secrets(spec.additional_envs)
-        placed = pod_manifest.placed_spec(spec, self._settings, self._api.namespace, self._secrets)
-        pod = self._request(pod_manifest.pod(placed, lease, self._settings, self._secrets))
+        placed = manifest.placed_spec(spec, self._settings, self._api.namespace, self._secrets)
+        pod = self._request(manifest.pod(placed, lease, self._settings, self._secrets))
         if placed.uses_ray:
-            pod = pod_manifest.with_own_gpus(pod)  # as sent: an overlay may have given it some
+            pod = manifest.with_own_gpus(pod)  # as sent: an overlay may have given it some
         where: dict[str, Any] = {
             "namespace": self._api.namespace,
             "pod": pod["metadata"]["name"],
-            "container": pod_manifest.CONTAINER,
+            "container": manifest.CONTAINER,
             "unschedulable_grace": self._settings.unschedulable_grace,
         }
         item = Owned("worker", spec.name, self.name, where)
@@ -142,9 +142,9 @@ class PodLauncher:
 
     async def _make(self, session: Session, placed: WorkerSpec, lease: Lease, pod: Object) -> Object:
         if self._secrets:
-            secret = pod_manifest.secret(placed, lease, self._settings, self._secrets)
+            secret = manifest.secret(placed, lease, self._settings, self._secrets)
             await make(session, SECRET, secret, lease)
-        await make(session, SERVICE, pod_manifest.service(placed, lease, self._settings), lease)
+        await make(session, SERVICE, manifest.service(placed, lease, self._settings), lease)
         return await make(session, POD, pod, lease)
 
     async def _stop(self, session: Session, where: Mapping[str, object], grace_s: float) -> list[str]:

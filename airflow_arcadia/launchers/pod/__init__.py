@@ -1,0 +1,1 @@
+"""Run a worker as a pod: its settings, manifest and launcher."""
