@@ -20,7 +20,7 @@ from airflow_arcadia.kubernetes.api import KubernetesApi
 from airflow_arcadia.kubernetes.config_map import read_config_map
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
 from airflow_arcadia.kubernetes.pod_template import API_KEY, HF_TOKEN, RAY_TOKEN
-from airflow_arcadia.launchers.custom_resource import CustomResourceLauncher
+from airflow_arcadia.launchers.arcadia_worker.launcher import CustomResourceLauncher
 from airflow_arcadia.launchers.pod.launcher import PodLauncher
 from airflow_arcadia.launchers.process import ProcessLauncher
 from airflow_arcadia.launchers.teardown import teardown, teardown_in_cluster

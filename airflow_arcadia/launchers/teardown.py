@@ -11,8 +11,8 @@ from airflow_arcadia.exceptions import RayClusterError
 from airflow_arcadia.kubernetes.api import KubernetesApi
 from airflow_arcadia.kubernetes.cleanup import collect
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
+from airflow_arcadia.launchers.arcadia_worker.launcher import CustomResourceLauncher
 from airflow_arcadia.launchers.base import Launcher
-from airflow_arcadia.launchers.custom_resource import CustomResourceLauncher
 from airflow_arcadia.lease import Lease, Owned
 from airflow_arcadia.lease_store import LeaseError, LeaseStore
 from airflow_arcadia.processes import end, remove_unmapped_shm

@@ -13,7 +13,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_arcadia.exceptions import ArcadiaConfigError, TeardownError
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry_where_useless
-from airflow_arcadia.launchers.worker_manifest import read_worker_manifest
+from airflow_arcadia.launchers.arcadia_worker.from_yaml import read_worker_manifest
 from airflow_arcadia.lease import DEFAULT_DURATION_S, Identity
 from airflow_arcadia.operators.links import WorkerLink
 from airflow_arcadia.operators.worker_launcher import launcher_of, model_name, parse_limit
@@ -83,7 +83,7 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
         pod where the connection names a Kubernetes cluster, else a process of this machine.
     :param pod: how the pod is made, fields of :class:`~airflow_arcadia.launchers.pod.settings.PodSettings`.
     :param custom_resource: how Arcadia's Worker is made or taken online, fields of
-        :class:`~airflow_arcadia.launchers.worker_resource_settings.WorkerResourceSettings`.
+        :class:`~airflow_arcadia.launchers.arcadia_worker.settings.WorkerResourceSettings`.
     :param port: port a process serves on; 0 takes a free one.
     :param index: number of the worker among several under one lease.
     :param extra_args: words added to vLLM's command line (``EXTRA_ARGS``), as a list or one string.

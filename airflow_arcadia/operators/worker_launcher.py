@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
-from airflow_arcadia.launchers.custom_resource import CustomResourceLauncher
+from airflow_arcadia.launchers.arcadia_worker.launcher import CustomResourceLauncher
+from airflow_arcadia.launchers.arcadia_worker.manifest import ray_cluster_index
+from airflow_arcadia.launchers.arcadia_worker.settings import WorkerResourceSettings
 from airflow_arcadia.launchers.pod.launcher import PodLauncher
 from airflow_arcadia.launchers.pod.settings import PodSettings
 from airflow_arcadia.launchers.process import ProcessLauncher
-from airflow_arcadia.launchers.worker_resource import ray_cluster_index
-from airflow_arcadia.launchers.worker_resource_settings import WorkerResourceSettings
 from airflow_arcadia.operators.worker_pod import pod_request
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ class ArcadiaWorkerGroup(TaskGroup):
     :param pod: how the worker's pod is made, fields of
         :class:`~airflow_arcadia.launchers.pod.settings.PodSettings`.
     :param custom_resource: how Arcadia's Worker is made or taken online, fields of
-        :class:`~airflow_arcadia.launchers.worker_resource_settings.WorkerResourceSettings`.
+        :class:`~airflow_arcadia.launchers.arcadia_worker.settings.WorkerResourceSettings`.
     :param startup_timeout: seconds the worker may take until the model is ready.
     :param poll_interval: seconds between two looks at a starting worker.
     :param deferrable: wait for the model in the triggerer; None takes Airflow's default.

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
+from airflow_arcadia.launchers.arcadia_worker.settings import WorkerResourceSettings
 from airflow_arcadia.launchers.pod.settings import PodSettings
-from airflow_arcadia.launchers.worker_resource_settings import WorkerResourceSettings
 from airflow_arcadia.provider_info import get_provider_info
 from airflow_arcadia.ray_cluster.kuberay_manifest import KubeRaySpec
 from tests.conftest import ROOT

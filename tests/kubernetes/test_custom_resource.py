@@ -14,8 +14,8 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_arcadia.exceptions import TeardownError
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
-from airflow_arcadia.launchers.custom_resource import CustomResourceLauncher
-from airflow_arcadia.launchers.worker_online import TAKEN_BY, WorkerInUseError
+from airflow_arcadia.launchers.arcadia_worker.launcher import CustomResourceLauncher
+from airflow_arcadia.launchers.arcadia_worker.ownership import TAKEN_BY, WorkerInUseError
 from airflow_arcadia.lease_store import LeaseError
 from airflow_arcadia.operators.worker import ArcadiaLaunchWorkerOperator
 from airflow_arcadia.ports import free_port
@@ -227,7 +227,7 @@ def test_a_launch_that_a_teardown_overtook_takes_the_worker_offline_again(
 def test_a_pod_that_does_not_go_keeps_the_lease_for_a_later_teardown(
     run: Run, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("airflow_arcadia.launchers.custom_resource._GONE_S", 0.5)
+    monkeypatch.setattr("airflow_arcadia.launchers.arcadia_worker.launcher._GONE_S", 0.5)
     url = made_before(cluster, "qwen")
     launch(run, name="qwen", existing=True, worker_url=url)
     assert run.wait() is None

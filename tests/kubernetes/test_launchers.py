@@ -18,12 +18,12 @@ import requests
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
 from airflow_arcadia.kubernetes.kinds import WORKER_LABEL, Object
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
+from airflow_arcadia.launchers.arcadia_worker.launcher import CustomResourceLauncher
+from airflow_arcadia.launchers.arcadia_worker.settings import WorkerResourceSettings
 from airflow_arcadia.launchers.base import Launcher
-from airflow_arcadia.launchers.custom_resource import CustomResourceLauncher
 from airflow_arcadia.launchers.pod.launcher import PodLauncher
 from airflow_arcadia.launchers.pod.settings import PodSettings
 from airflow_arcadia.launchers.process import ProcessLauncher
-from airflow_arcadia.launchers.worker_resource_settings import WorkerResourceSettings
 from airflow_arcadia.lease import Identity, Lease
 from airflow_arcadia.lease_store import LeaseError, Leases, LeaseStore
 from airflow_arcadia.ports import free_port

@@ -17,15 +17,15 @@ from airflow_arcadia.kubernetes.kinds import LEASE_LABEL, POD, WORKER, Object
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
 from airflow_arcadia.kubernetes.pod_reader import follow, look
 from airflow_arcadia.kubernetes.watches import together
-from airflow_arcadia.launchers import worker_resource as resource
-from airflow_arcadia.launchers.worker_online import take_offline, take_online, taken_by
-from airflow_arcadia.launchers.worker_resource_settings import (
+from airflow_arcadia.launchers.arcadia_worker import manifest as resource
+from airflow_arcadia.launchers.arcadia_worker.ownership import take_offline, take_online, taken_by
+from airflow_arcadia.launchers.arcadia_worker.settings import (
     DELETE,
     INDEX,
     OFFLINE,
     WorkerResourceSettings,
 )
-from airflow_arcadia.launchers.worker_state import (
+from airflow_arcadia.launchers.arcadia_worker.status import (
     CONTAINER,
     OFFLINE_SINCE,
     WorkerSeen,

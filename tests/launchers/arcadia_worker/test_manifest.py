@@ -10,9 +10,9 @@ import pytest
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.kubernetes.pod_status import PodSeen
-from airflow_arcadia.launchers.worker_resource import check_fits, gpus_of, placed_spec, worker
-from airflow_arcadia.launchers.worker_resource_settings import WorkerResourceSettings
-from airflow_arcadia.launchers.worker_state import WorkerSeen, newest, observe_worker
+from airflow_arcadia.launchers.arcadia_worker.manifest import check_fits, gpus_of, placed_spec, worker
+from airflow_arcadia.launchers.arcadia_worker.settings import WorkerResourceSettings
+from airflow_arcadia.launchers.arcadia_worker.status import WorkerSeen, newest, observe_worker
 from airflow_arcadia.lease import Identity, Lease
 from airflow_arcadia.worker import WorkerSpec
 

@@ -12,7 +12,7 @@ import yaml
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.kubernetes.kinds import WORKER
-from airflow_arcadia.launchers.worker_resource_settings import GPUS, INDEX, WorkerResourceSettings
+from airflow_arcadia.launchers.arcadia_worker.settings import GPUS, INDEX, WorkerResourceSettings
 from airflow_arcadia.worker import parse_num_gpus
 
 _TOP = ("apiVersion", "kind", "metadata", "spec", "status")

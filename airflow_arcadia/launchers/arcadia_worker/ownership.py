@@ -16,8 +16,8 @@ from airflow_arcadia.kubernetes.ensure import NameTakenError
 from airflow_arcadia.kubernetes.errors import KubernetesConflictError, KubernetesError
 from airflow_arcadia.kubernetes.kinds import LEASE, WORKER, Object
 from airflow_arcadia.kubernetes.leases import parse_lease
-from airflow_arcadia.launchers.worker_resource import is_ours
-from airflow_arcadia.launchers.worker_state import is_online
+from airflow_arcadia.launchers.arcadia_worker.manifest import is_ours
+from airflow_arcadia.launchers.arcadia_worker.status import is_online
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.lease_store import no_such_lease
 

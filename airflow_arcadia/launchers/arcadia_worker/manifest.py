@@ -22,13 +22,13 @@ from airflow_arcadia.kubernetes.kinds import (
     owner_reference,
 )
 from airflow_arcadia.kubernetes.pod_template import given, own_gpus
-from airflow_arcadia.launchers.pod.settings import refuse_secrets
-from airflow_arcadia.launchers.worker_resource_settings import (
+from airflow_arcadia.launchers.arcadia_worker.settings import (
     GPUS,
     INDEX,
     SECRETS_INSTEAD,
     WorkerResourceSettings,
 )
+from airflow_arcadia.launchers.pod.settings import refuse_secrets
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.worker import DEFAULT_PORT, WorkerSpec, parse_num_gpus
 
