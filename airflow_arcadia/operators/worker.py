@@ -15,8 +15,8 @@ from airflow_arcadia.exceptions import ArcadiaConfigError, TeardownError
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry_where_useless
 from airflow_arcadia.launchers.arcadia_worker.from_yaml import read_worker_manifest
 from airflow_arcadia.lease import DEFAULT_DURATION_S, Identity
+from airflow_arcadia.operators._launcher import launcher_of, model_name, parse_limit
 from airflow_arcadia.operators.links import WorkerLink
-from airflow_arcadia.operators.worker_launcher import launcher_of, model_name, parse_limit
 from airflow_arcadia.preflight import require_model
 from airflow_arcadia.worker import RayConnection, WorkerSpec, parse_num_gpus
 

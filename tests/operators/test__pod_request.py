@@ -12,7 +12,7 @@ from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.launchers.pod import manifest
 from airflow_arcadia.launchers.pod.settings import PodSettings
 from airflow_arcadia.lease import Identity, Lease
-from airflow_arcadia.operators.worker_pod import pod_request
+from airflow_arcadia.operators._pod_request import pod_request
 from airflow_arcadia.worker import WorkerSpec
 from tests.airflow_context import make_context
 from tests.kubernetes.cluster import write_kubeconfig

@@ -13,7 +13,7 @@ from airflow_arcadia.launchers.arcadia_worker.settings import WorkerResourceSett
 from airflow_arcadia.launchers.pod.launcher import PodLauncher
 from airflow_arcadia.launchers.pod.settings import PodSettings
 from airflow_arcadia.launchers.process import ProcessLauncher
-from airflow_arcadia.operators.worker_pod import pod_request
+from airflow_arcadia.operators._pod_request import pod_request
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
