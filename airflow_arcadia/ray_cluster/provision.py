@@ -18,8 +18,8 @@ from airflow_arcadia.preflight import (
     check_cluster,
     require,
 )
+from airflow_arcadia.ray_cluster.backend import Site
 from airflow_arcadia.ray_cluster.dashboard import ClusterFacts, RayClusterUnreachableError
-from airflow_arcadia.ray_cluster.site import Site
 from airflow_arcadia.worker import RayConnection
 
 AUTO = "auto"

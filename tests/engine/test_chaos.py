@@ -24,8 +24,8 @@ from airflow_arcadia.batch.batch_api import RemoteBatches
 from airflow_arcadia.batch.output.segments import FAILED, read_footer
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.ports import free_port
+from airflow_arcadia.ray_cluster.backend import LocalSite
 from airflow_arcadia.ray_cluster.provision import provision
-from airflow_arcadia.ray_cluster.site import LocalSite
 from airflow_arcadia.readiness import Ready
 from tests.conftest import ROOT, wait_for
 from tests.engine.serving import Served, relaunch, served

@@ -17,9 +17,9 @@ import requests
 
 from airflow_arcadia.config import ArcadiaConfig
 from airflow_arcadia.ports import free_port
+from airflow_arcadia.ray_cluster.backend import LocalSite
 from airflow_arcadia.ray_cluster.dashboard import ClusterFacts, RayDashboard
 from airflow_arcadia.ray_cluster.provision import provision
-from airflow_arcadia.ray_cluster.site import LocalSite
 from airflow_arcadia.readiness import Failed, Ready, Waiting
 from airflow_arcadia.worker import RayConnection
 from tests.conftest import wait_for

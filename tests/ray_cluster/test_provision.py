@@ -18,13 +18,13 @@ from airflow_arcadia.lease import Lease
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.preflight import RayClusterBusyError, RayClusterUnfitError, Versions
 from airflow_arcadia.processes import find_marked
+from airflow_arcadia.ray_cluster.backend import LocalSite, worker_versions
 from airflow_arcadia.ray_cluster.dashboard import (
     RayAuthenticationError,
     RayClusterUnreachableError,
     RayDashboard,
 )
 from airflow_arcadia.ray_cluster.provision import provision
-from airflow_arcadia.ray_cluster.site import LocalSite, worker_versions
 from tests.ray_cluster.real_ray import RealRay, real_ray, unused_cluster
 
 pytestmark = pytest.mark.engine
