@@ -26,7 +26,7 @@ from airflow_arcadia.launchers.process import ProcessLauncher
 from airflow_arcadia.launchers.teardown import teardown, teardown_in_cluster
 from airflow_arcadia.lease_store import Leases, LeaseStore, default_root
 from airflow_arcadia.ray_cluster.backend import LocalSite, Site
-from airflow_arcadia.ray_cluster.kuberay import KubernetesSite
+from airflow_arcadia.ray_cluster.kuberay.backend import KubernetesSite
 
 if TYPE_CHECKING:
     from airflow_arcadia.launchers.base import Launcher

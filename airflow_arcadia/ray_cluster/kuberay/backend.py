@@ -30,9 +30,9 @@ from airflow_arcadia.kubernetes.pod_template import RAY_TOKEN
 from airflow_arcadia.kubernetes.watches import together
 from airflow_arcadia.lease import Lease, Owned
 from airflow_arcadia.preflight import Versions
-from airflow_arcadia.ray_cluster import kuberay_manifest as manifest
 from airflow_arcadia.ray_cluster.dashboard import RayClusterUnreachableError, RayDashboard
-from airflow_arcadia.ray_cluster.kuberay_manifest import Coming
+from airflow_arcadia.ray_cluster.kuberay import manifest
+from airflow_arcadia.ray_cluster.kuberay.manifest import Coming
 from airflow_arcadia.readiness import Trouble
 
 LAUNCHER = "kuberay"
