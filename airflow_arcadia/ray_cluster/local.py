@@ -47,7 +47,13 @@ def start_head(
     store.update(lease, lambda held: held.record(Owned("ray_cluster", cluster.name, LAUNCHER, where)))
     ray = str(Path(worker_python).with_name("ray"))
     head = head_argv(ray, cluster, num_gpus, num_cpus, _temp_dir(store.directory(lease)))
-    guard = [worker_python, "-m", "airflow_arcadia.runtime.guard", "--lease-file", str(store.file(lease))]
+    guard = [
+        worker_python,
+        "-m",
+        "airflow_arcadia.runtime.supervisor",
+        "--lease-file",
+        str(store.file(lease)),
+    ]
     env = worker_environment(os.environ, worker_python) | mark(lease, where["owned"])
     if ray_token_file:
         env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": ray_token_file}

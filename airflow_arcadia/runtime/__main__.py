@@ -15,9 +15,16 @@ from pathlib import Path
 
 from airflow_arcadia.exceptions import ArcadiaError
 from airflow_arcadia.runtime import ray_node
-from airflow_arcadia.runtime.guard import StopSignal, adopt_orphans, end_children, say, start_child, watch
-from airflow_arcadia.runtime.server import server_argv, server_env
+from airflow_arcadia.runtime.server_command import server_argv, server_env
 from airflow_arcadia.runtime.shared_memory import EngineSharedMemory
+from airflow_arcadia.runtime.supervisor import (
+    StopSignal,
+    adopt_orphans,
+    end_children,
+    say,
+    start_child,
+    watch,
+)
 from airflow_arcadia.worker import WorkerSpec
 
 STOPPED, BAD_ENVIRONMENT, NO_RAY, SERVER_ENDED = 0, 2, 3, 4

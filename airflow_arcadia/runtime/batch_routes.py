@@ -1,4 +1,4 @@
-"""``/v1/batches``: OpenAI's four calls, on :class:`~airflow_arcadia.runtime.batches.BatchJobs`."""
+"""``/v1/batches``: OpenAI's four calls, on :class:`~airflow_arcadia.runtime.batch_jobs.BatchJobs`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from airflow_arcadia.exceptions import BatchInputError
 from airflow_arcadia.runtime.asgi import Receive, Scope, Send, read_json, respond
-from airflow_arcadia.runtime.batches import BatchJobs
+from airflow_arcadia.runtime.batch_jobs import BatchJobs
 
 PREFIX = "/v1/batches"
 

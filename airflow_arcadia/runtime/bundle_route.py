@@ -7,7 +7,7 @@ import asyncio
 from airflow_arcadia.batch.transport.bundles import PATH, pack_answer, unpack
 from airflow_arcadia.batch.transport.http_client import Response
 from airflow_arcadia.runtime.asgi import Receive, Scope, Send, read_body, respond
-from airflow_arcadia.runtime.desk import Desk
+from airflow_arcadia.runtime.endpoint_caller import Desk
 
 _HEADERS = ((b"content-type", b"text/plain; charset=utf-8"),)
 

@@ -20,14 +20,14 @@ from airflow_arcadia.batch import Endpoint
 from airflow_arcadia.batch.transport import bundles
 from airflow_arcadia.runtime import batch_routes, bundle_route, fastchat
 from airflow_arcadia.runtime.asgi import App, Receive, Scope, Send, call, header, read_json, respond, stream
+from airflow_arcadia.runtime.batch_jobs import BatchJobs
 from airflow_arcadia.runtime.batch_routes import is_batch_path
-from airflow_arcadia.runtime.batches import BatchJobs
 from airflow_arcadia.runtime.conversation import describe
-from airflow_arcadia.runtime.desk import Desk
+from airflow_arcadia.runtime.endpoint_caller import Desk
 from airflow_arcadia.runtime.engine_process import give_way
-from airflow_arcadia.runtime.guard import say
-from airflow_arcadia.runtime.in_process import InProcessClient
+from airflow_arcadia.runtime.in_process_client import InProcessClient
 from airflow_arcadia.runtime.registration import Registration
+from airflow_arcadia.runtime.supervisor import say
 from airflow_arcadia.worker import WorkerSpec, WorkerStatus
 
 _OPEN = frozenset({"/health", "/ping", "/version", "/metrics", "/load", "/worker_get_status"})

@@ -13,7 +13,7 @@ import os
 from typing import Any
 
 from airflow_arcadia.processes import OWNED_VARIABLE
-from airflow_arcadia.runtime.guard import say
+from airflow_arcadia.runtime.supervisor import say
 
 VLLMS_WORKER = "vllm.v1.worker.cpu_worker.CPUWorker"
 OUR_WORKER = f"{__name__}.RunAheadWorker"

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from airflow_arcadia.processes import SHM, remove_unmapped_shm, shm_files
-from airflow_arcadia.runtime.guard import descendants
+from airflow_arcadia.runtime.supervisor import descendants
 
 ENGINE_FILE = re.compile(re.escape(SHM) + r"(psm_|.*cpushm_|sem\.mp-)")
 """Message queues, the CPU build's tensors, and multiprocessing's semaphores."""

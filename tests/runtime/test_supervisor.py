@@ -15,7 +15,7 @@ import pytest
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.processes import find_marked, mark
-from airflow_arcadia.runtime.guard import lease_ended
+from airflow_arcadia.runtime.supervisor import lease_ended
 from tests.conftest import wait_for
 
 # It starts a daemon of its own session that ignores SIGTERM, as Ray's agents do.
@@ -35,7 +35,7 @@ def guarded(store: LeaseStore, lease: Lease, tmp_path: Path):
     ready = tmp_path / "ready"
     guard = subprocess.Popen(
         [
-            *(sys.executable, "-m", "airflow_arcadia.runtime.guard"),
+            *(sys.executable, "-m", "airflow_arcadia.runtime.supervisor"),
             *("--lease-file", str(store.file(lease.name)), "--grace", "0.5"),
             *("--", sys.executable, "-c", COMMAND, str(ready)),
         ],

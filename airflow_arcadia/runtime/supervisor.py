@@ -1,6 +1,6 @@
 """Run a command for as long as its lease holds, and leave nothing of it behind.
 
-``python -m airflow_arcadia.runtime.guard --lease-file FILE -- COMMAND …`` is how a local Ray head runs; the
+``python -m airflow_arcadia.runtime.supervisor --lease-file FILE -- COMMAND …`` is how a local Ray head runs; the
 worker uses the same functions for vLLM's server.
 """
 
@@ -139,7 +139,7 @@ def _kill(process: psutil.Process) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line: exit code of the command, or 0 when it was ended on purpose."""
-    parser = argparse.ArgumentParser(prog="python -m airflow_arcadia.runtime.guard", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m airflow_arcadia.runtime.supervisor", description=__doc__)
     parser.add_argument("--lease-file", required=True, help="lease that the command runs under")
     parser.add_argument("--grace", type=float, default=5.0, help="seconds between SIGTERM and SIGKILL")
     parser.add_argument("command", nargs="+", help="the command, after --")

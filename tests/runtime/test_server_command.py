@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from airflow_arcadia.runtime.server import MIDDLEWARE, server_argv, server_env
+from airflow_arcadia.runtime.server_command import MIDDLEWARE, server_argv, server_env
 from airflow_arcadia.worker import WorkerSpec
 
 ONE = WorkerSpec(name="w", model="/models/m", port=21002)

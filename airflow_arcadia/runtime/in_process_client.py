@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from airflow_arcadia.batch.transport.http_client import AnswerTimeout, ConnectionLost, Response
-from airflow_arcadia.runtime.desk import Desk
+from airflow_arcadia.runtime.endpoint_caller import Desk
 
 
 class InProcessClient:

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from airflow_arcadia.batch.openai_format import CHAT, COMPLETIONS, EMBEDDINGS
-from airflow_arcadia.runtime.desk import Desk, find_endpoint
+from airflow_arcadia.runtime.endpoint_caller import Desk, find_endpoint
 from tests.batch.reading import until
 from tests.runtime.app import Served, watched, with_cancellation
 

@@ -7,8 +7,8 @@ import pytest
 
 from airflow_arcadia.batch.openai_format import CHAT
 from airflow_arcadia.batch.transport.http_client import AnswerTimeout, ConnectionLost
-from airflow_arcadia.runtime.desk import Desk
-from airflow_arcadia.runtime.in_process import InProcessClient
+from airflow_arcadia.runtime.endpoint_caller import Desk
+from airflow_arcadia.runtime.in_process_client import InProcessClient
 from tests.batch.reading import until
 from tests.runtime.app import Served
 
