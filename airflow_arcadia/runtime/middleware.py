@@ -18,15 +18,16 @@ from typing import Any
 
 from airflow_arcadia.batch import Endpoint
 from airflow_arcadia.batch.transport import bundles
-from airflow_arcadia.runtime import batch_routes, bundle_route, fastchat
+from airflow_arcadia.runtime import batch_routes, bundle_route
 from airflow_arcadia.runtime.asgi import App, Receive, Scope, Send, call, header, read_json, respond, stream
 from airflow_arcadia.runtime.batch_jobs import BatchJobs
 from airflow_arcadia.runtime.batch_routes import is_batch_path
-from airflow_arcadia.runtime.conversation import describe
 from airflow_arcadia.runtime.endpoint_caller import Desk
 from airflow_arcadia.runtime.engine_process import give_way
+from airflow_arcadia.runtime.fastchat import protocol
+from airflow_arcadia.runtime.fastchat.conversation import describe
+from airflow_arcadia.runtime.fastchat.registration import Registration
 from airflow_arcadia.runtime.in_process_client import InProcessClient
-from airflow_arcadia.runtime.registration import Registration
 from airflow_arcadia.runtime.supervisor import say
 from airflow_arcadia.worker import WorkerSpec, WorkerStatus
 
@@ -112,23 +113,23 @@ class ArcadiaMiddleware:
             if isinstance(params, dict):
                 await handler(scope, params, send)
             else:
-                await respond(send, 200, {"text": "not a JSON object", "error_code": fastchat.VALIDATION})
+                await respond(send, 200, {"text": "not a JSON object", "error_code": protocol.VALIDATION})
         except (ValueError, TypeError) as error:
-            await respond(send, 200, {"text": str(error), "error_code": fastchat.VALIDATION})
+            await respond(send, 200, {"text": str(error), "error_code": protocol.VALIDATION})
 
     # -- FastChat's calls ------------------------------------------------------------------------------
 
     async def _generate(self, scope: Scope, params: Any, send: Send) -> None:
-        body = fastchat.completion_request(params, self._spec.served_model_name, stream=False)
+        body = protocol.completion_request(params, self._spec.served_model_name, stream=False)
         answer = await call(self._app, scope, "POST", "/v1/completions", body)
         if answer.status == 200:
-            await respond(send, 200, fastchat.generate_answer(params, answer.json()))
+            await respond(send, 200, protocol.generate_answer(params, answer.json()))
         else:
-            await respond(send, 200, fastchat.error_answer(answer.status, answer.json()))
+            await respond(send, 200, protocol.error_answer(answer.status, answer.json()))
 
     async def _generate_stream(self, scope: Scope, params: Any, send: Send) -> None:
-        body = fastchat.completion_request(params, self._spec.served_model_name, stream=True)
-        translator = fastchat.StreamTranslator(params)
+        body = protocol.completion_request(params, self._spec.served_model_name, stream=True)
+        translator = protocol.StreamTranslator(params)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         rest = b""
         async for status, chunk in stream(self._app, scope, "POST", "/v1/completions", body):
@@ -142,13 +143,13 @@ class ArcadiaMiddleware:
                     await self._send_chunk(send, translator, json.loads(data))
         if rest.strip():
             with suppress(ValueError):
-                await _send_part(send, fastchat.error_answer(status, json.loads(rest)))
+                await _send_part(send, protocol.error_answer(status, json.loads(rest)))
         await send({"type": "http.response.body", "body": b""})
 
     @staticmethod
-    async def _send_chunk(send: Send, translator: fastchat.StreamTranslator, data: Any) -> None:
+    async def _send_chunk(send: Send, translator: protocol.StreamTranslator, data: Any) -> None:
         if "error" in data:
-            await _send_part(send, fastchat.error_answer(int(data["error"].get("code") or 500), data))
+            await _send_part(send, protocol.error_answer(int(data["error"].get("code") or 500), data))
         else:
             await _send_part(send, translator.feed(data))
 
@@ -166,9 +167,9 @@ class ArcadiaMiddleware:
             body["encoding_format"] = params["encoding_format"]
         answer = await call(self._app, scope, "POST", "/v1/embeddings", body)
         if answer.status == 200:
-            await respond(send, 200, fastchat.embeddings_answer(answer.json()))
+            await respond(send, 200, protocol.embeddings_answer(answer.json()))
         else:
-            await respond(send, 200, fastchat.error_answer(answer.status, answer.json()))
+            await respond(send, 200, protocol.error_answer(answer.status, answer.json()))
 
     async def _count_token(self, scope: Scope, params: Any, send: Send) -> None:
         body = {"model": self._spec.served_model_name, "prompt": params.get("prompt")}
@@ -176,7 +177,7 @@ class ArcadiaMiddleware:
         if answer.status == 200:
             await respond(send, 200, {"count": answer.json()["count"], "error_code": 0})
         else:
-            await respond(send, 200, {"count": 0, **fastchat.error_answer(answer.status, answer.json())})
+            await respond(send, 200, {"count": 0, **protocol.error_answer(answer.status, answer.json())})
 
     async def _model_details(self, scope: Scope, params: Any, send: Send) -> None:
         answer = await call(self._app, scope, "GET", "/v1/models")
@@ -270,7 +271,7 @@ class ArcadiaMiddleware:
     @staticmethod
     async def _refuse(send: Send, status: int, message: str, *, fastchat_shape: bool) -> None:
         if fastchat_shape:
-            body = {"text": message, "error_code": fastchat.error_code(status, message)}
+            body = {"text": message, "error_code": protocol.error_code(status, message)}
             await respond(send, status, body)
         else:
             kind = "invalid_api_key" if status == 401 else "service_unavailable"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from airflow_arcadia.runtime.fastchat import (
+from airflow_arcadia.runtime.fastchat.protocol import (
     StreamTranslator,
     completion_request,
     embeddings_answer,

@@ -10,8 +10,8 @@ import pytest
 from aiohttp import web
 
 from airflow_arcadia.ports import free_port
-from airflow_arcadia.runtime import registration
-from airflow_arcadia.runtime.registration import HEARTBEAT_S, RETRY_S, Registration, State, Step
+from airflow_arcadia.runtime.fastchat import registration
+from airflow_arcadia.runtime.fastchat.registration import HEARTBEAT_S, RETRY_S, Registration, State, Step
 
 WORKER = "http://127.0.0.1:21002"
 
