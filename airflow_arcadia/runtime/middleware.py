@@ -23,12 +23,12 @@ from airflow_arcadia.runtime.asgi import App, Receive, Scope, Send, call, header
 from airflow_arcadia.runtime.batch_jobs import BatchJobs
 from airflow_arcadia.runtime.batch_routes import is_batch_path
 from airflow_arcadia.runtime.endpoint_caller import Desk
-from airflow_arcadia.runtime.engine_process import give_way
 from airflow_arcadia.runtime.fastchat import protocol
 from airflow_arcadia.runtime.fastchat.conversation import describe
 from airflow_arcadia.runtime.fastchat.registration import Registration
 from airflow_arcadia.runtime.in_process_client import InProcessClient
 from airflow_arcadia.runtime.supervisor import say
+from airflow_arcadia.runtime.vllm_patches.core_wait import give_way
 from airflow_arcadia.worker import WorkerSpec, WorkerStatus
 
 _OPEN = frozenset({"/health", "/ping", "/version", "/metrics", "/load", "/worker_get_status"})

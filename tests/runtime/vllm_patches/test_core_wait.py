@@ -10,20 +10,20 @@ import pytest
 import tomllib
 
 from airflow_arcadia.processes import mark
-from airflow_arcadia.runtime.engine_process import NICENESS, register, usable_cpus
+from airflow_arcadia.runtime.vllm_patches.core_wait import NICENESS, register, usable_cpus
 from tests.conftest import ROOT
 
 TELL = """
 import multiprocessing
 multiprocessing.current_process().name = "{process}"
-from airflow_arcadia.runtime import engine_process
-engine_process.FEW_CPUS = {few}
-engine_process.register()
-engine_process.register()
+from airflow_arcadia.runtime.vllm_patches import core_wait
+core_wait.FEW_CPUS = {few}
+core_wait.register()
+core_wait.register()
 from vllm.distributed.device_communicators import shm_broadcast
 print(shm_broadcast.SpinCondition.wait.__module__)
 """
-OURS = "airflow_arcadia.runtime.engine_process"
+OURS = "airflow_arcadia.runtime.vllm_patches.core_wait"
 VLLMS = "vllm.distributed.device_communicators.shm_broadcast"
 
 
@@ -59,11 +59,11 @@ def test_only_the_core_of_a_worker_of_ours_on_few_cpus_waits_for_notices(
 
 PRIORITIES = """
 import os, threading
-from airflow_arcadia.runtime import engine_process
-engine_process.FEW_CPUS = 10_000
+from airflow_arcadia.runtime.vllm_patches import core_wait
+core_wait.FEW_CPUS = 10_000
 waiting = threading.Event()
 threading.Thread(target=waiting.wait).start()
-engine_process.give_way({ranks})
+core_wait.give_way({ranks})
 print(*{{os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.listdir("/proc/self/task")}})
 waiting.set()
 """
@@ -87,10 +87,10 @@ def test_a_containers_limit_counts_where_it_is_lower(tmp_path: Path, text: str, 
 
 WAIT = """
 import threading, zmq
-from airflow_arcadia.runtime import engine_process
+from airflow_arcadia.runtime.vllm_patches import core_wait
 from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
-SpinCondition.wait = engine_process.at_once(SpinCondition.wait)
-engine_process.LONGEST_WAIT_MS = {longest}
+SpinCondition.wait = core_wait.at_once(SpinCondition.wait)
+core_wait.LONGEST_WAIT_MS = {longest}
 context = zmq.Context()
 address = "ipc://{folder}/notices"
 writer = SpinCondition(is_reader=False, context=context, notify_address=address)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from airflow_arcadia.processes import OWNED_VARIABLE
-from airflow_arcadia.runtime.run_ahead import OUR_WORKER, VLLMS_WORKER, enable, stand_in
+from airflow_arcadia.runtime.vllm_patches.async_scheduling import OUR_WORKER, VLLMS_WORKER, enable, stand_in
 
 
 @pytest.fixture(autouse=True)

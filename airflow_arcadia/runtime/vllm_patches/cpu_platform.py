@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from airflow_arcadia.runtime import run_ahead
+from airflow_arcadia.runtime.vllm_patches import async_scheduling
 
 
 def register() -> str | None:
@@ -36,7 +36,7 @@ def __getattr__(name: str) -> Any:
             """Go over the whole configuration, as vLLM asks every platform to."""
             wanted = vllm_config.scheduler_config.async_scheduling
             super().check_and_update_config(vllm_config)
-            run_ahead.enable(vllm_config, wanted)
+            async_scheduling.enable(vllm_config, wanted)
 
     globals()[name] = RayCpuPlatform
     return RayCpuPlatform

@@ -1,0 +1,1 @@
+"""Patches of vLLM, one file each: version-gated, logged, and off on a vLLM that was not tested."""
