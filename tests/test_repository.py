@@ -21,15 +21,6 @@ def test_the_readmes_dag_is_the_shipped_one_to_the_letter():
     assert blocks[0] == (ROOT / "dags" / "arcadia_minimal.py").read_text()
 
 
-def test_no_room_is_larger_than_a_room_should_be():
-    large = [
-        f"{path.relative_to(ROOT)}: {lines} lines"
-        for path in (ROOT / "airflow_arcadia").rglob("*.py")
-        if (lines := len(path.read_text().splitlines())) > 300
-    ]
-    assert large == []
-
-
 def test_every_room_that_provider_info_names_can_be_entered():
     info = get_provider_info()
     modules = [

@@ -1,9 +1,9 @@
 """The batch engine: answer a file of rows with OpenAI-compatible servers. Knows nothing of Airflow.
 
-One pass over the input proves it readable and notes where each row starts (:mod:`row_index`, :mod:`prepare`). Rows
-then go, many at a time, straight to the endpoints (:mod:`runner`, :mod:`http_client`), come back as lines of the
-output and are committed in segments (:mod:`segments`, :mod:`job`), which are merged in input order at the end
-(:mod:`merge`).
+One pass over the input validates it and records where each row starts (:mod:`prepare`, :mod:`input`). Rows
+then go, many at a time, straight to the endpoints (:mod:`runner`, :mod:`sender`, :mod:`transport`), come back
+as lines of the output and are committed in segments, which are merged in input order at the end
+(:mod:`output`).
 """
 
 from airflow_arcadia.batch.prepare import check_input

@@ -1,7 +1,7 @@
 """Run a command for as long as its lease holds, and leave nothing of it behind.
 
-``python -m airflow_arcadia.runtime.supervisor --lease-file FILE -- COMMAND …`` is how a local Ray head runs; the
-worker uses the same functions for vLLM's server.
+``python -m airflow_arcadia.runtime.supervisor --lease-file FILE -- COMMAND …`` is how a local Ray head runs;
+the worker uses the same functions for vLLM's server.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """The cluster that the manifests are held against."""
 
-from tests.kubernetes.conftest import cluster, loopback
+from tests.loopback_cluster.conftest import cluster, loopback
 
 __all__ = ["cluster", "loopback"]

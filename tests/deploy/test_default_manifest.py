@@ -11,10 +11,10 @@ import pytest
 from kubernetes import client  # noqa: TID253 - what an administrator makes
 
 from tests.deploy.test_manifests import MODELS
-from tests.kubernetes.api.schema import check
-from tests.kubernetes.api.status import ApiFailure
-from tests.kubernetes.cluster import Cluster, Loopback
 from tests.kubernetes.workers import Run, connect
+from tests.loopback_cluster.api.schema import check
+from tests.loopback_cluster.api.status import ApiFailure
+from tests.loopback_cluster.cluster import Cluster, Loopback
 
 SECRETS = {"password": "kept-api-key", "ray_token": "kept-ray-token", "hf_token": "kept-hf-token"}
 # Unlike anything that is merged by mistake: every setting that makes a part of its own.

@@ -16,8 +16,8 @@ from airflow_arcadia.ray_cluster.kuberay.manifest import CLUSTER_LABEL, KubeRayS
 from airflow_arcadia.worker import DEFAULT_PORT, WorkerSpec
 from tests.conftest import ROOT
 from tests.deploy.manifests import DEPLOY, NAMESPACE, documents, everything
-from tests.kubernetes.api.kinds import BUILT_IN, Kind
-from tests.kubernetes.api.schema import check
+from tests.loopback_cluster.api.kinds import BUILT_IN, Kind
+from tests.loopback_cluster.api.schema import check
 
 BUILT_IN_TOO = (
     *BUILT_IN,

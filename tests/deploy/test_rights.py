@@ -14,9 +14,9 @@ from airflow_arcadia.operators.ray_cluster import ArcadiaProvisionRayClusterOper
 from tests.airflow_context import make_context
 from tests.deploy.manifests import documents, rights, role
 from tests.kubernetes import arcadia
-from tests.kubernetes.api import collector
-from tests.kubernetes.cluster import Cluster, Loopback
 from tests.kubernetes.workers import STAND_IN, Run, connect, stand_in
+from tests.loopback_cluster.api import collector
+from tests.loopback_cluster.cluster import Cluster, Loopback
 
 BASE = role("airflow-arcadia", "tests")
 RAY = role("airflow-arcadia-ray", "tests")

@@ -10,9 +10,9 @@ from kubernetes import client  # noqa: TID253
 
 from airflow_arcadia.ports import free_port
 from tests.conftest import wait_for
-from tests.kubernetes.cluster import Cluster, Loopback, image_of
-from tests.kubernetes.controllers.arcadia import CONFIG, GROUP, Arcadia
 from tests.kubernetes.workers import STAND_IN
+from tests.loopback_cluster.cluster import Cluster, Loopback, image_of
+from tests.loopback_cluster.controllers.arcadia import CONFIG, GROUP, Arcadia
 
 RUNNER = "registry.test/runner:0"
 LIMITS = {"limits": {"cpu": "1", "memory": "1Gi"}}

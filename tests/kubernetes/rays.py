@@ -12,8 +12,8 @@ from kubernetes import client  # noqa: TID253
 from airflow_arcadia.kubernetes.kinds import RAY_CLUSTER
 from airflow_arcadia.ports import free_port
 from tests.conftest import wait_for
-from tests.kubernetes.cluster import Cluster
-from tests.kubernetes.controllers.kuberay import KubeRay, loopback_params
+from tests.loopback_cluster.cluster import Cluster
+from tests.loopback_cluster.controllers.kuberay import KubeRay, loopback_params
 
 RESOURCE = (RAY_CLUSTER.group, RAY_CLUSTER.version)
 

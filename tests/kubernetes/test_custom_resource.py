@@ -24,8 +24,8 @@ from tests.airflow_context import make_context
 from tests.conftest import wait_for
 from tests.kubernetes import arcadia
 from tests.kubernetes.arcadia import RUNNER, made_before, made_here, pods, reason, worker
-from tests.kubernetes.cluster import Cluster, Loopback
 from tests.kubernetes.workers import Run, connect, told_in_time
+from tests.loopback_cluster.cluster import Cluster, Loopback
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from airflow_arcadia.ray_cluster.dashboard import RayDashboard
 from tests.conftest import ROOT, wait_for
 from tests.e2e.scheduled_airflow import ScheduledAirflow, scheduled_airflow
 from tests.engine.serving import fastchat
-from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.rays import made_here, start_kuberay
 from tests.kubernetes.workers import Run, where
+from tests.loopback_cluster.cluster import Cluster
 from tests.ray_cluster.real_ray import RealRay, real_ray
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]

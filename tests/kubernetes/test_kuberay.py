@@ -23,9 +23,9 @@ from airflow_arcadia.ray_cluster.dashboard import RayAuthenticationError, RayDas
 from airflow_arcadia.ray_cluster.kuberay.manifest import KubeRaySpec, ray_cluster
 from tests.airflow_context import make_context
 from tests.conftest import wait_for
-from tests.kubernetes.cluster import Cluster, Loopback
 from tests.kubernetes.rays import RESOURCE, made_here, ray_clusters, start_kuberay
 from tests.kubernetes.workers import Run, connect, told_in_time
+from tests.loopback_cluster.cluster import Cluster, Loopback
 
 TOKEN = "the-ray-token"
 SOMEBODYS = Lease("somebodys", Identity("", "", ""), 0.0, 0.0)

@@ -32,8 +32,8 @@ from airflow_arcadia.readiness import ProcessObservation
 from airflow_arcadia.worker import WorkerHandle, WorkerSpec
 from tests.conftest import wait_for
 from tests.kubernetes import arcadia
-from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.workers import connect
+from tests.loopback_cluster.cluster import Cluster
 
 WORKER = """
 import http.server, os, pathlib, signal, sys, threading

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import wait_for
-from tests.kubernetes.cluster import Cluster, Loopback
 from tests.kubernetes.workers import STAND_IN, Run, connect, stand_in, told_in_time
+from tests.loopback_cluster.cluster import Cluster, Loopback
 
 LOADING = "import time; print('loading weights', flush=True); time.sleep(60)"
 GREEDY = "b = bytearray(400_000_000); import time; time.sleep(60)"

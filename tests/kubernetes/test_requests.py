@@ -15,7 +15,7 @@ from airflow_arcadia.hooks.kubernetes import kubernetes_api
 from airflow_arcadia.kubernetes.api import PATIENCE_S, KubernetesApi, Session
 from airflow_arcadia.kubernetes.errors import KubernetesConflictError, KubernetesUnreachableError
 from airflow_arcadia.kubernetes.kinds import CONFIG_MAP, LEASE
-from tests.kubernetes.cluster import Cluster, Loopback
+from tests.loopback_cluster.cluster import Cluster, Loopback
 
 BODY = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c", "labels": {"of": "us"}}}
 

@@ -12,8 +12,8 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_arcadia.exceptions import ArcadiaError, TeardownError
 from tests.conftest import wait_for
-from tests.kubernetes.cluster import Cluster, Loopback
 from tests.kubernetes.workers import Run, connect, stand_in
+from tests.loopback_cluster.cluster import Cluster, Loopback
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from airflow_arcadia.ports import free_port
 from airflow_arcadia.triggers.worker import ArcadiaModelReadyTrigger
 from tests.airflow_context import make_context, set_connection
 from tests.conftest import wait_for
-from tests.kubernetes.cluster import Cluster
+from tests.loopback_cluster.cluster import Cluster
 
 STAND_IN = """
 import http.server, json, os, signal, sys

@@ -15,7 +15,7 @@ from airflow_arcadia.lease import Identity, Lease
 from airflow_arcadia.operators._pod_request import pod_request
 from airflow_arcadia.worker import WorkerSpec
 from tests.airflow_context import make_context
-from tests.kubernetes.cluster import write_kubeconfig
+from tests.loopback_cluster.cluster import write_kubeconfig
 
 LEASE = Lease("answer-1", Identity("dag", "manual__1", "answer"), 0.0, 0.0, uid="u-1")
 

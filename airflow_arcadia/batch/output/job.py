@@ -3,7 +3,8 @@
 Beside the output lies the hidden folder ``.<name>.parts``:
 
 - ``job.json``: input, model and parameters this folder belongs to,
-- ``index`` and, for input that is no plain local file, ``rows``: see :mod:`~airflow_arcadia.batch.input.row_index`,
+- ``index`` and, unless the input is a plain local file, ``rows``: see
+  :mod:`~airflow_arcadia.batch.input.row_index`,
 - ``order``: the order to send the rows in, unless it is the input's,
 - ``attempt-<token>.json``: one per attempt; the highest token is the only one that may commit. It lists what
   it found committed, so that a late segment of an attempt before it never counts,

@@ -1,0 +1,1 @@
+"""A Kubernetes cluster on loopback, for tests: see README.md in this folder."""
