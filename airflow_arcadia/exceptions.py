@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-NOTHING_STARTED = "Nothing was started."
+NO_WORKER_STARTED = "No worker was started."
+"""``still_running`` of what is checked before the launch; a Ray cluster may run by then."""
 
 
 class ArcadiaError(Exception):
     """Base of every error this provider raises on purpose.
 
     :param what: what happened, as one sentence.
-    :param still_running: what still runs because of it.
     :param what_to_do: the next step for whoever reads it.
+    :param still_running: what still runs, or is kept, as one sentence; empty where the code that raises
+        cannot know.
     """
 
     retryable = True
-    """Whether trying the same thing again can help: Airflow retries only then."""
+    """Whether another attempt can succeed: Airflow retries only then."""
 
-    def __init__(self, what: str, *, what_to_do: str, still_running: str = NOTHING_STARTED) -> None:
+    def __init__(self, what: str, *, what_to_do: str, still_running: str = "") -> None:
         super().__init__(what)
         self.what = what
         self.still_running = still_running
         self.what_to_do = what_to_do
 
     def __str__(self) -> str:
-        return f"{self.what} {self.still_running} {self.what_to_do}"
+        return " ".join(filter(None, (self.what, self.still_running, self.what_to_do)))
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.what, self.still_running, self.what_to_do)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airflow_arcadia.exceptions import ArcadiaConfigError, RayClusterError
+from airflow_arcadia.exceptions import NO_WORKER_STARTED, ArcadiaConfigError, RayClusterError
 
 
 class RayClusterUnfitError(RayClusterError):
@@ -96,7 +96,7 @@ def require(name: str, findings: list[Finding]) -> None:
     kind = RayClusterBusyError if all(f.passing for f in findings) else RayClusterUnfitError
     first = next(f for f in findings if f.passing == (kind is RayClusterBusyError))
     what = " ".join(f"Ray cluster {name} cannot take the worker: {f.what}" for f in findings)
-    raise kind(what, what_to_do=first.what_to_do)
+    raise kind(what, still_running=NO_WORKER_STARTED, what_to_do=first.what_to_do)
 
 
 def possible_sizes(model_config: Mapping[str, Any], limit: int = 64) -> list[int] | None:
@@ -126,6 +126,7 @@ def check_model(model: str, model_config: Mapping[str, Any], num_gpus: int) -> N
     raise ArcadiaConfigError(
         f"{model} has {heads} attention heads and {kv_heads or heads} key-value heads: "
         f"they cannot be divided over {num_gpus} GPUs.",
+        still_running=NO_WORKER_STARTED,
         what_to_do=f"Set NUMBER_GPUS to {_listed(sizes)}.",
     )
 
@@ -146,11 +147,14 @@ def require_model(model: str, num_gpus: int) -> None:
         is_there = "has no config.json" if folder.is_dir() else "is not a folder"
         raise ArcadiaConfigError(
             f"Model path {model} {is_there}.",
+            still_running=NO_WORKER_STARTED,
             what_to_do="Point model at a folder in Hugging Face format, or use a repository id.",
         ) from None
     except (OSError, ValueError) as error:
         raise ArcadiaConfigError(
-            f"The model's {path} cannot be read: {error}.", what_to_do="Repair the model's folder."
+            f"The model's {path} cannot be read: {error}.",
+            still_running=NO_WORKER_STARTED,
+            what_to_do="Repair the model's folder.",
         ) from error
     if isinstance(config, dict):
         check_model(model, config, num_gpus)

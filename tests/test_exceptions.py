@@ -11,8 +11,12 @@ from airflow_arcadia.ray_cluster import dashboard
 
 
 def test_an_error_says_what_happened_what_runs_and_what_to_do():
-    error = ArcadiaError("It broke.", what_to_do="Mend it.")
-    assert str(error) == "It broke. Nothing was started. Mend it."
+    error = ArcadiaError("It broke.", still_running="The worker runs.", what_to_do="Repair it.")
+    assert str(error) == "It broke. The worker runs. Repair it."
+
+
+def test_an_error_says_nothing_of_what_runs_unless_the_site_knows():
+    assert str(ArcadiaError("It broke.", what_to_do="Repair it.")) == "It broke. Repair it."
 
 
 FAMILY = [

@@ -32,5 +32,5 @@ def test_a_connection_that_does_not_exist_is_named():
 def test_only_what_a_retry_can_mend_is_retried():
     with pytest.raises(RayClusterError), no_retry_where_useless():
         raise RayClusterError("a", what_to_do="b")
-    with pytest.raises(AirflowFailException, match=r"a Nothing was started\. b"), no_retry_where_useless():
+    with pytest.raises(AirflowFailException, match=r"^a b$"), no_retry_where_useless():
         raise ArcadiaConfigError("a", what_to_do="b")
