@@ -7,8 +7,9 @@ as lines of the output and are committed in segments, which are merged in input 
 """
 
 from airflow_arcadia.batch.prepare import check_input
+from airflow_arcadia.batch.progress import Progress
 from airflow_arcadia.batch.runner import run_batch, run_batch_async
-from airflow_arcadia.batch.spec import BatchSpec, BatchSummary, Endpoint, Progress
+from airflow_arcadia.batch.spec import BatchSpec, BatchSummary, Endpoint
 
 __all__ = [
     "BatchSpec",

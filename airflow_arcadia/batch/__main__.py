@@ -84,8 +84,11 @@ def _spec(options: argparse.Namespace) -> BatchSpec:
         max_in_flight=options.max_in_flight,
         rows_per_request=options.rows_per_request,
         max_attempts=options.max_attempts,
+        request_timeout_s=options.request_timeout,
+        hang_timeout_s=options.hang_timeout,
         endpoint_timeout_s=options.endpoint_timeout,
         max_failed_rows=options.max_failed_rows,
+        max_failed_fraction=options.max_failed_fraction,
         overwrite=options.overwrite,
         on_change=options.on_change,
         keep_segments=options.keep_segments,
@@ -101,12 +104,7 @@ def _spec(options: argparse.Namespace) -> BatchSpec:
 
 
 def _print_progress(progress: Progress) -> None:
-    eta = f"{progress.eta_s:.0f} s" if progress.eta_s is not None else "unknown"
-    print(
-        f"{progress.done} / {progress.total} rows ({progress.failed} failed), "
-        f"{progress.rows_per_s:.1f} rows/s, {progress.tokens_per_s:.0f} tokens/s, ETA {eta}",
-        file=sys.stderr,
-    )
+    print(progress, file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -181,8 +179,27 @@ def _parser() -> argparse.ArgumentParser:
         help="completions that differ only in the prompt, in one request",
     )
     limits.add_argument("--max-attempts", type=int, default=5, metavar="N", help="attempts per row")
-    limits.add_argument("--endpoint-timeout", type=float, default=600.0, metavar="SECONDS")
+    limits.add_argument(
+        "--request-timeout", type=float, default=3600.0, metavar="SECONDS", help="for one answer"
+    )
+    limits.add_argument(
+        "--hang-timeout",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="without a generated token, after which an engine counts as hung; 0: never",
+    )
+    limits.add_argument(
+        "--endpoint-timeout",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="to wait while no endpoint answers",
+    )
     limits.add_argument("--max-failed-rows", type=int, metavar="N", help="stop when more rows have failed")
+    limits.add_argument(
+        "--max-failed-fraction", type=float, metavar="SHARE", help="the same, as a share of all rows (0 to 1)"
+    )
     limits.add_argument(
         "--ordering",
         choices=("prefix", "input"),

@@ -12,7 +12,8 @@ from typing import Any
 
 import aiohttp
 
-from airflow_arcadia.batch.spec import BatchSpec, Endpoint, Progress
+from airflow_arcadia.batch.progress import Progress
+from airflow_arcadia.batch.spec import BatchSpec, Endpoint
 from airflow_arcadia.exceptions import BatchError
 
 _TIMEOUT = aiohttp.ClientTimeout(total=30)

@@ -13,40 +13,17 @@ import orjson
 
 from airflow_arcadia.batch.input.row_index import row_count, scan
 from airflow_arcadia.batch.input.row_parser import Shape
-from airflow_arcadia.batch.input.source import NOTHING_RUNS, Input, locate
-from airflow_arcadia.batch.output.job import INDEX, JOB, ROWS, Identity, Manifest
-from airflow_arcadia.batch.output.reopen import reopen
-from airflow_arcadia.batch.spec import BatchSpec, BatchSummary
+from airflow_arcadia.batch.input.source import Input, locate
+from airflow_arcadia.batch.output.job import INDEX, JOB, ROWS, Identity, Manifest, reopen
+from airflow_arcadia.batch.output.paths import Place, place_of
+from airflow_arcadia.batch.spec import NO_ROW_SENT, BatchSpec, BatchSummary
 from airflow_arcadia.batch.storage import (
     Folder,
     LocalFolder,
     RemoteFolder,
     is_full,
-    is_local,
-    open_folder,
-    resolve,
 )
 from airflow_arcadia.exceptions import BatchError, BatchInputError
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a batch's files are. ``name`` is the output's in ``folder``."""
-
-    folder: Folder
-    parts: Folder
-    name: str
-    uri: str
-
-    @property
-    def errors(self) -> str:
-        """Name of the file with the error rows alone."""
-        return f"{self.name}.errors.jsonl"
-
-    @property
-    def summary(self) -> str:
-        """Name of the summary; the batch is finished once it is there."""
-        return f"{self.name}.summary.json"
 
 
 @dataclass(frozen=True)
@@ -73,18 +50,6 @@ class Ready:
     manifest: Manifest
     rows: Path
     index: Path
-
-
-def place_of(spec: BatchSpec) -> Place:
-    """Where the batch's files go. Raises :class:`BatchInputError` when the output names no file."""
-    fs, path = resolve(spec.output)
-    parent, _, name = path.rpartition("/")
-    if not name or path.endswith("/") or (is_local(fs) and os.path.isdir(path)):
-        raise BatchInputError(
-            f"The output {spec.output} is a folder.", what_to_do="Name a file.", still_running=NOTHING_RUNS
-        )
-    base = parent or "/" if is_local(fs) else fs.unstrip_protocol(parent)
-    return Place(open_folder(base), open_folder(f"{base}/.{name}.parts"), name, spec.output)
 
 
 def check_input(spec: BatchSpec) -> int:
@@ -197,7 +162,7 @@ def _earlier(spec: BatchSpec, place: Place, source: Input) -> Manifest | Finishe
         raise BatchInputError(
             f"The output {spec.output} exists and is not this batch's.",
             what_to_do="Choose another output, or set overwrite.",
-            still_running=NOTHING_RUNS,
+            still_running=NO_ROW_SENT,
         )
     summary, written = finished
     digest = written.digest
@@ -263,7 +228,7 @@ def _check_writable(place: Place) -> None:
         raise BatchInputError(
             f"The output's bucket {bucket} does not exist.",
             what_to_do="Correct the output, or create the bucket.",
-            still_running=NOTHING_RUNS,
+            still_running=NO_ROW_SENT,
         )
     if not isinstance(folder, LocalFolder):
         return
@@ -274,7 +239,7 @@ def _check_writable(place: Place) -> None:
         raise BatchInputError(
             f"The output's folder {folder.path} cannot be written.",
             what_to_do="Choose another output, or correct the rights.",
-            still_running=NOTHING_RUNS,
+            still_running=NO_ROW_SENT,
         )
 
 
@@ -293,5 +258,5 @@ def _full_storage_said(place: Place) -> Iterator[None]:
         raise BatchError(
             f"The storage of {place.uri} is full.",
             what_to_do="Free space there and run the batch again.",
-            still_running=NOTHING_RUNS,
+            still_running=NO_ROW_SENT,
         ) from error

@@ -1,14 +1,47 @@
-"""How fast a batch goes: rates over the last seconds, and how long it will take."""
+"""How far a batch is, its rates over the last seconds, and how long it will take."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
+from dataclasses import dataclass
+from typing import Any
 
 from airflow_arcadia.batch.output.segments import Counts
-from airflow_arcadia.batch.spec import Progress
 
 WINDOW_S = 30.0
 """Rates are over this many seconds: long enough to be steady, short enough to show a change."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a batch is.
+
+    :param done: rows answered or failed for good, earlier attempts included.
+    :param rows_per_s: over the last seconds.
+    :param tokens_per_s: generated tokens, over the last seconds.
+    :param eta_s: seconds left at this rate; None while nothing is known.
+    """
+
+    done: int
+    total: int
+    ok: int
+    failed: int
+    rows_per_s: float
+    tokens_per_s: float
+    eta_s: float | None
+
+    def __str__(self) -> str:
+        """One line for a log."""
+        eta = f"{self.eta_s:.0f} s" if self.eta_s is not None else "unknown"
+        return (
+            f"{self.done} / {self.total} rows ({self.failed} failed), {self.rows_per_s:.1f} rows/s, "
+            f"{self.tokens_per_s:.0f} tokens/s, ETA {eta}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe form."""
+        return dataclasses.asdict(self)
 
 
 class Meter:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from airflow_arcadia.batch.input.ordering import order_ready, write_order
+from airflow_arcadia.batch.input.ordering import order_ready, read_order, write_order
 from airflow_arcadia.batch.input.row_index import Rows
 from airflow_arcadia.batch.input.row_parser import Shape
 from airflow_arcadia.batch.input.source import locate
@@ -18,10 +18,10 @@ from airflow_arcadia.batch.output.job import ORDER, Job
 from airflow_arcadia.batch.output.merge import finalise, summarise
 from airflow_arcadia.batch.output.writer import SegmentWriter
 from airflow_arcadia.batch.prepare import Finished, Ready, prepare, settle_model
-from airflow_arcadia.batch.progress import Meter
+from airflow_arcadia.batch.progress import Meter, Progress
 from airflow_arcadia.batch.row_queue import WorkQueue
 from airflow_arcadia.batch.sender import Lanes
-from airflow_arcadia.batch.spec import BatchSpec, BatchSummary, Endpoint, Progress
+from airflow_arcadia.batch.spec import BatchSpec, BatchSummary, Endpoint
 from airflow_arcadia.batch.storage import is_full
 from airflow_arcadia.batch.transport.hang_detector import watch
 from airflow_arcadia.batch.transport.http_client import Client
@@ -210,7 +210,7 @@ class _Run:
         writer = SegmentWriter(job, spec.segment_rows, spec.segment_seconds)
         meter = Meter(job.manifest.rows, job.counts, time.monotonic())
         rows = Rows(self._ready.rows, self._ready.index)
-        queue = self._queue = WorkQueue(job.pending(self._order))
+        queue = self._queue = WorkQueue(job.pending(read_order(self._order) if self._order else None))
         lanes = Lanes(spec, job, self._shape, rows, queue, writer, self._end, lambda: self._error is not None)
         loop = asyncio.get_running_loop()
         tasks = [loop.create_task(lanes.run(server)) for server in self._servers]

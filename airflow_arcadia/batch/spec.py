@@ -9,6 +9,11 @@ from typing import Any
 
 from airflow_arcadia.exceptions import BatchInputError
 
+MAX_ROWS = 2**31 - 1
+"""Rows one batch can have: a segment marks error rows in the upper bit of a 32-bit row number."""
+NO_ROW_SENT = "No row was sent."
+"""``still_running`` of what is checked before the first row is sent."""
+
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -126,37 +131,6 @@ class BatchSpec:
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe form; ``BatchSpec(**raw)`` is its inverse."""
         return {**dataclasses.asdict(self), "parameters": dict(self.parameters)}
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a batch is.
-
-    :param done: rows answered or failed for good, earlier attempts included.
-    :param rows_per_s: over the last seconds.
-    :param tokens_per_s: generated tokens, over the last seconds.
-    :param eta_s: seconds left at this rate; None while nothing is known.
-    """
-
-    done: int
-    total: int
-    ok: int
-    failed: int
-    rows_per_s: float
-    tokens_per_s: float
-    eta_s: float | None
-
-    def __str__(self) -> str:
-        """One line for a log."""
-        eta = f"{self.eta_s:.0f} s" if self.eta_s is not None else "unknown"
-        return (
-            f"{self.done} / {self.total} rows ({self.failed} failed), {self.rows_per_s:.1f} rows/s, "
-            f"{self.tokens_per_s:.0f} tokens/s, ETA {eta}"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-safe form."""
-        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ from array import array
 from dataclasses import dataclass
 from pathlib import Path
 
-from airflow_arcadia.batch.input.source import NOTHING_RUNS, Input, check_columns, check_text, empty, opened
+from airflow_arcadia.batch.input.source import Input, check_columns, check_text, empty, opened
 from airflow_arcadia.batch.openai_format import MAX_LINE_BYTES
-from airflow_arcadia.batch.output.segments import MAX_ROWS
-from airflow_arcadia.batch.spec import BatchSpec
+from airflow_arcadia.batch.spec import MAX_ROWS, NO_ROW_SENT, BatchSpec
 from airflow_arcadia.batch.storage import sync
 from airflow_arcadia.exceptions import BatchInputError
 
@@ -77,7 +76,7 @@ def scan(source: Input, index: Path | None, spool: Path | None, spec: BatchSpec)
         raise BatchInputError(
             f"The input has {rows} rows; {MAX_ROWS} are possible.",
             what_to_do="Split the input.",
-            still_running=NOTHING_RUNS,
+            still_running=NO_ROW_SENT,
         )
     return Scan(rows, digest.hexdigest())
 

@@ -9,9 +9,9 @@ import jinja2
 import orjson
 from jinja2.sandbox import SandboxedEnvironment
 
-from airflow_arcadia.batch.input.source import NOTHING_RUNS, is_table
+from airflow_arcadia.batch.input.source import is_table
 from airflow_arcadia.batch.openai_format import BadRow, Request, RowError, parse_row
-from airflow_arcadia.batch.spec import BatchSpec
+from airflow_arcadia.batch.spec import NO_ROW_SENT, BatchSpec
 from airflow_arcadia.exceptions import BatchInputError
 
 _OWN_PARAMETERS = frozenset(
@@ -75,7 +75,7 @@ def _compile(template: str | None) -> jinja2.Template | None:
         raise BatchInputError(
             f"prompt_template is no Jinja template: {error}.",
             what_to_do="Correct it.",
-            still_running=NOTHING_RUNS,
+            still_running=NO_ROW_SENT,
         ) from error
 
 

@@ -17,11 +17,10 @@ import zstandard
 
 from airflow_arcadia.batch.input.tables import columns, csv_lines, parquet_lines
 from airflow_arcadia.batch.openai_format import MAX_LINE_BYTES
-from airflow_arcadia.batch.spec import BatchSpec
+from airflow_arcadia.batch.spec import NO_ROW_SENT, BatchSpec
 from airflow_arcadia.batch.storage import is_local, resolve
 from airflow_arcadia.exceptions import BatchInputError
 
-NOTHING_RUNS = "No row was sent."
 _FORMATS = {".csv": "csv", ".parquet": "parquet", ".pq": "parquet"}
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _BROKEN = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
@@ -66,17 +65,17 @@ def locate(spec: BatchSpec) -> Input:
         info = fs.info(path)
     except FileNotFoundError as error:
         raise BatchInputError(
-            f"The input {uri} does not exist.", what_to_do="Correct the path.", still_running=NOTHING_RUNS
+            f"The input {uri} does not exist.", what_to_do="Correct the path.", still_running=NO_ROW_SENT
         ) from error
     except OSError as error:
         raise BatchInputError(
             f"The input {uri} cannot be read: {error}.",
             what_to_do="Correct the path or the rights on it.",
-            still_running=NOTHING_RUNS,
+            still_running=NO_ROW_SENT,
         ) from error
     if info.get("type") == "directory":
         raise BatchInputError(
-            f"The input {uri} is a folder.", what_to_do="Name one file.", still_running=NOTHING_RUNS
+            f"The input {uri} is a folder.", what_to_do="Name one file.", still_running=NO_ROW_SENT
         )
     if not info.get("size", 1):
         raise empty(uri)
@@ -90,7 +89,7 @@ def empty(uri: str) -> BatchInputError:
     return BatchInputError(
         f"The input {uri} is empty: it has no rows.",
         what_to_do="Give it one row per line.",
-        still_running=NOTHING_RUNS,
+        still_running=NO_ROW_SENT,
     )
 
 
@@ -113,7 +112,7 @@ def opened(source: Input, spec: BatchSpec) -> Iterator[Iterator[bytes]]:
             raise BatchInputError(
                 f"The input {source.uri} cannot be decompressed: {error}.",
                 what_to_do="Write it again.",
-                still_running=NOTHING_RUNS,
+                still_running=NO_ROW_SENT,
             ) from error
 
 
@@ -138,7 +137,7 @@ def check_columns(first: bytes, spec: BatchSpec) -> None:
         raise BatchInputError(
             f"{spec.input} has no column {' or '.join(sorted(wanted))}; it has {', '.join(sorted(names))}.",
             what_to_do="Set prompt_column or prompt_template.",
-            still_running=NOTHING_RUNS,
+            still_running=NO_ROW_SENT,
         )
 
 
@@ -154,7 +153,7 @@ def check_text(line: bytes, number: int, uri: str) -> None:
             raise BatchInputError(
                 f"Line {number} of {uri} is not UTF-8 (byte {error.start + 1} of the line).",
                 what_to_do="Write the input as UTF-8.",
-                still_running=NOTHING_RUNS,
+                still_running=NO_ROW_SENT,
             ) from error
 
 

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from airflow_arcadia.batch.openai_format import MAX_LINE_BYTES
+from airflow_arcadia.batch.spec import NO_ROW_SENT
 from airflow_arcadia.exceptions import BatchInputError
 
 _PARQUET_ROWS = 1024
@@ -62,4 +63,4 @@ def _as_text(value: Any) -> str:
 
 
 def _refused(what: str, what_to_do: str) -> BatchInputError:
-    return BatchInputError(f"The input {what}.", what_to_do=what_to_do, still_running="No row was sent.")
+    return BatchInputError(f"The input {what}.", what_to_do=what_to_do, still_running=NO_ROW_SENT)

@@ -14,20 +14,21 @@ Beside the output lies the hidden folder ``.<name>.parts``:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import orjson
 
-from airflow_arcadia.batch.input.ordering import read_order
 from airflow_arcadia.batch.output.segments import FAILED, Counts, SegmentBuffer, read_footer
-from airflow_arcadia.batch.spec import BatchSpec
+from airflow_arcadia.batch.spec import BatchSpec, BatchSummary
 from airflow_arcadia.batch.storage import Folder, write
 from airflow_arcadia.exceptions import BatchError
 
 JOB, INDEX, ROWS, ORDER = "job.json", "index", "rows", "order"
 _ATTEMPT, _SEGMENT = "attempt-", "seg-"
+_REOPENED_ROWS = 4096
+"""Rows in a segment of a finished batch that is opened again."""
 
 
 class Superseded(BatchError):
@@ -147,13 +148,11 @@ class Job:
         self.states = self.states.replace(b"\2", b"\0")
         self.counts.failed = 0
 
-    def pending(self, order: Path | None = None) -> Iterator[int]:
-        """Rows to do, in the order to send them: that of the input unless one is given."""
-        if order is not None:
+    def pending(self, rows: Iterable[int] | None = None) -> Iterator[int]:
+        """Rows to do, in the order of ``rows``: that of the input unless one is given."""
+        if rows is not None:
             states = self.states
-            for row in read_order(order):
-                if not states[row]:
-                    yield row
+            yield from (row for row in rows if not states[row])
             return
         row = self.states.find(0)
         while row >= 0:
@@ -236,6 +235,27 @@ class Job:
                     states[row - FAILED] = 2
         # A row may be in two segments, once failed and once answered: the later one counts.
         self.counts.ok, self.counts.failed = states.count(1), states.count(2)
+
+
+def reopen(parts: Folder, manifest: Manifest, summary: BatchSummary, output: Path) -> None:
+    """Fill the folder with the output's rows as committed segments, and its manifest last.
+
+    :param output: a local copy of the finished output.
+    """
+    job = Job.claim(parts, manifest)
+    buffer = SegmentBuffer()
+    buffer.counts.prompt_tokens = summary.prompt_tokens
+    buffer.counts.completion_tokens = summary.completion_tokens
+    buffer.counts.seconds = summary.seconds
+    with output.open("rb") as file:
+        for row, line in enumerate(file):
+            buffer.add(row, line.rstrip(b"\n"), failed=orjson.loads(line)["error"] is not None)
+            if len(buffer.lines) == _REOPENED_ROWS:
+                job.commit(buffer)
+                buffer = SegmentBuffer()
+    if buffer.lines:
+        job.commit(buffer)
+    manifest.write(parts)
 
 
 def _next_attempt(folder: Folder) -> Attempt:

@@ -10,8 +10,8 @@ from pathlib import Path
 import orjson
 
 from airflow_arcadia.batch.output.job import JOB, Job
+from airflow_arcadia.batch.output.paths import Place
 from airflow_arcadia.batch.output.segments import FAILED, DamagedSegment, SegmentReader, read_footer
-from airflow_arcadia.batch.prepare import Place
 from airflow_arcadia.batch.spec import BatchSpec, BatchSummary
 from airflow_arcadia.batch.storage import sync, write
 from airflow_arcadia.exceptions import BatchError

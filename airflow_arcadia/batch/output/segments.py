@@ -22,7 +22,6 @@ from airflow_arcadia.batch.storage import sync
 
 FAILED = 1 << 31
 """Set in a row number of a footer when the row is an error row."""
-MAX_ROWS = FAILED - 1
 
 _FRAME = struct.Struct("<II")
 """Length of the line in bytes, CRC-32 over it."""
