@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from airflow_arcadia.batch.batch_api import RemoteBatches
 from airflow_arcadia.exceptions import ArcadiaConfigError, BatchError
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry_where_useless
 from airflow_arcadia.launchers.monitor import WorkerWatch
-from airflow_arcadia.launchers.wait import LEASE_RENEWAL_S
+from airflow_arcadia.operators._lease_renewal import LeaseRenewal
 from airflow_arcadia.triggers.batch import ArcadiaBatchInferenceTrigger
 from airflow_arcadia.worker import WorkerHandle
 
@@ -87,7 +86,6 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         self.progress_interval = progress_interval
         self.arcadia_conn_id = arcadia_conn_id
         self._stop = threading.Event()
-        self._renew_at = 0.0
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the batch, and return its summary."""
@@ -99,21 +97,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
                 self._defer_to(handles, spec, context)
             elif self.run_in != "task":
                 raise ArcadiaConfigError(f"run_in is {self.run_in!r}.", what_to_do="Use 'task' or 'worker'.")
-            hook = ArcadiaHook(self.arcadia_conn_id)
-            self._leases = hook.leases
-            with WorkerWatch(hook.launchers(), handles) as watch:
-                try:
-                    summary = run_batch(
-                        spec,
-                        [Endpoint(handle.url, hook.api_key) for handle in handles],
-                        on_progress=lambda progress: self._report(progress, handles, context),
-                        progress_interval_s=self.progress_interval,
-                        should_stop=lambda: self._stop.is_set() or watch.all_lost,
-                    )
-                except BatchError as error:
-                    if watch.all_lost:
-                        raise watch.error() from error
-                    raise
+            summary = self._run_here(handles, spec, context)
         return self._done(summary)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,6 +110,28 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
     def on_kill(self) -> None:
         """Stop at the next committed row; a retry goes on from there."""
         self._stop.set()
+
+    def _run_here(self, handles: Sequence[WorkerHandle], spec: BatchSpec, context: Context) -> BatchSummary:
+        """Run the batch in this task, with the workers watched and their leases renewed."""
+        hook = ArcadiaHook(self.arcadia_conn_id)
+        with (
+            WorkerWatch(hook.launchers(), handles) as watch,
+            LeaseRenewal(hook.leases, {handle.lease for handle in handles}) as renewal,
+        ):
+            try:
+                return run_batch(
+                    spec,
+                    [Endpoint(handle.url, hook.api_key) for handle in handles],
+                    on_progress=lambda progress: self._report(progress, context),
+                    progress_interval_s=self.progress_interval,
+                    should_stop=lambda: self._stop.is_set() or watch.all_lost or renewal.error is not None,
+                )
+            except BatchError as error:
+                if watch.all_lost:
+                    raise watch.error() from error
+                if renewal.error is not None:
+                    raise renewal.error from error
+                raise
 
     def _defer_to(self, handles: Sequence[WorkerHandle], spec: BatchSpec, context: Context) -> None:
         if len(handles) != 1:
@@ -160,14 +166,9 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         )
         return summary.to_dict()
 
-    def _report(self, progress: Progress, handles: Sequence[WorkerHandle], context: Context) -> None:
+    def _report(self, progress: Progress, context: Context) -> None:
         self.log.info("%s", progress)
         context["task_state_store"].set(PROGRESS_KEY, progress.to_dict())
-        if time.time() < self._renew_at:
-            return
-        self._renew_at = time.time() + LEASE_RENEWAL_S
-        for lease in {handle.lease for handle in handles}:
-            self._leases.update(lease, lambda held: held.renew(time.time()))
 
 
 class ArcadiaCheckBatchInputOperator(BaseOperator):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -11,6 +12,7 @@ from airflow_arcadia.hooks.kubernetes import kubernetes_api
 from airflow_arcadia.kubernetes.leases import KubernetesLeases, lease_object, parse_lease
 from airflow_arcadia.lease import Identity, Lease, Owned
 from airflow_arcadia.lease_store import LeaseError
+from airflow_arcadia.operators._lease_renewal import LeaseRenewal
 from tests.loopback_cluster.cluster import Cluster
 
 WHO = Identity("a dag", "manual__2026-11-23T00:00:00+00:00", "answer")
@@ -73,3 +75,23 @@ def test_a_lease_that_is_not_there_is_told_from_one_that_cannot_be_read(leases: 
 def test_the_object_and_the_lease_are_the_same_thing():
     lease = Lease("l", WHO, 1.5, 2.5, 60.0, (Owned("worker", "w", "pod", {"a": 1}),), released=True)
     assert parse_lease(lease_object(lease)) == lease
+
+
+async def test_a_lease_is_renewed_while_an_event_loop_runs(cluster: Cluster):
+    """As in a batch, whose progress reports are made on its event loop."""
+    extras = cluster.airflow_connection["extra"]
+
+    def leases() -> KubernetesLeases:
+        return KubernetesLeases(kubernetes_api(extras, cluster.namespace, patience_s=5))
+
+    def renewed_at() -> float:
+        held = leases().read(made.name)
+        assert held is not None
+        return held.renewed_at
+
+    made = await asyncio.to_thread(leases().reserve, WHO, 1_700_000_000.0)
+    with LeaseRenewal(leases(), [made.name], interval_s=0.05) as renewal:
+        deadline = time.monotonic() + 20
+        while await asyncio.to_thread(renewed_at) == made.renewed_at and time.monotonic() < deadline:
+            assert renewal.error is None
+    assert await asyncio.to_thread(renewed_at) > made.renewed_at

@@ -18,7 +18,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_arcadia.exceptions import BatchError
 from airflow_arcadia.lease import Lease
-from airflow_arcadia.lease_store import LeaseStore
+from airflow_arcadia.lease_store import LeaseError, LeaseStore
 from airflow_arcadia.operators.batch import (
     PROGRESS_KEY,
     ArcadiaBatchInferenceOperator,
@@ -26,7 +26,7 @@ from airflow_arcadia.operators.batch import (
 )
 from airflow_arcadia.processes import mark, spawn
 from airflow_arcadia.worker import WorkerHandle
-from tests.airflow_context import make_context, set_connection
+from tests.airflow_context import DictStore, make_context, set_connection
 from tests.batch.fake_engine import FakeEngine, serving
 from tests.conftest import ROOT, wait_for
 
@@ -151,6 +151,39 @@ async def test_progress_renews_the_lease(worker: dict, tmp_path: Path, store: Le
     renewed = store.read(lease.name)
     assert renewed is not None
     assert renewed.renewed_at > lease.renewed_at
+
+
+async def test_the_lease_is_renewed_although_progress_cannot_be_stored(
+    worker: dict, tmp_path: Path, store: LeaseStore, lease: Lease
+):
+    class Broken(DictStore):
+        def set(self, key: str, value: Any, **kwargs: Any) -> None:
+            raise ConnectionError("the API server of Airflow is away")
+
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    operator = ArcadiaBatchInferenceOperator(
+        task_id="answer",
+        worker=worker,
+        input=str(tmp_path / "in.jsonl"),
+        output=str(tmp_path / "out.jsonl"),
+        progress_interval=0.01,
+    )
+    context = {**make_context(), "task_state_store": Broken()}
+    await asyncio.to_thread(operator.execute, context)
+    renewed = store.read(lease.name)
+    assert renewed is not None
+    assert renewed.renewed_at > lease.renewed_at
+
+
+async def test_a_batch_whose_lease_is_gone_ends_with_that_reason(
+    worker: dict, tmp_path: Path, engine: FakeEngine, store: LeaseStore, lease: Lease
+):
+    engine.held = asyncio.Event()
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    store.file(lease.name).unlink()
+    with pytest.raises(LeaseError, match=f"Lease {lease.name} does not exist"):
+        await answer(worker, tmp_path)
+    engine.held.set()
 
 
 async def test_a_retry_of_a_finished_batch_sends_nothing(worker: dict, tmp_path: Path, engine: FakeEngine):
