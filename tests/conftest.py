@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def lease(store: LeaseStore) -> Iterator[Lease]:
     """A reserved lease; what is still marked with it at the end of the test is ended."""
     from airflow_arcadia.processes import end
 
-    reserved = store.reserve(Identity("dag", "run", "worker"), time.time())
+    # One of this test alone: what carries a lease's name is ended by it, on the whole machine.
+    reserved = store.reserve(Identity("dag", f"run-{uuid.uuid4().hex}", "worker"), time.time())
     yield reserved
     end(None, reserved.name, grace_s=0)

@@ -15,13 +15,13 @@ from pathlib import Path
 
 from airflow_arcadia.exceptions import ArcadiaError
 from airflow_arcadia.runtime import ray_node
+from airflow_arcadia.runtime.log import say
 from airflow_arcadia.runtime.server_command import server_argv, server_env
 from airflow_arcadia.runtime.shared_memory import EngineSharedMemory
 from airflow_arcadia.runtime.supervisor import (
     StopSignal,
     adopt_orphans,
     end_children,
-    say,
     start_child,
     watch,
 )

@@ -21,7 +21,7 @@ from typing import Any
 from airflow_arcadia.batch import BatchSpec, Endpoint, Progress, run_batch_async
 from airflow_arcadia.batch.transport.http_client import Client
 from airflow_arcadia.exceptions import ArcadiaError, BatchInputError
-from airflow_arcadia.runtime.supervisor import say
+from airflow_arcadia.runtime.log import say
 
 ENDED = frozenset({"completed", "failed", "cancelled"})
 PROGRESS_INTERVAL_S = 1.0

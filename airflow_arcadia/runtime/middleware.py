@@ -22,13 +22,14 @@ from airflow_arcadia.runtime import batch_routes, bundle_route
 from airflow_arcadia.runtime.asgi import App, Receive, Scope, Send, call, header, read_json, respond, stream
 from airflow_arcadia.runtime.batch_jobs import BatchJobs
 from airflow_arcadia.runtime.batch_routes import is_batch_path
+from airflow_arcadia.runtime.cpu_budget import give_way
 from airflow_arcadia.runtime.endpoint_caller import Desk
 from airflow_arcadia.runtime.fastchat import protocol
 from airflow_arcadia.runtime.fastchat.conversation import describe
 from airflow_arcadia.runtime.fastchat.registration import Registration
 from airflow_arcadia.runtime.in_process_client import InProcessClient
-from airflow_arcadia.runtime.supervisor import say
-from airflow_arcadia.runtime.vllm_patches.core_wait import give_way
+from airflow_arcadia.runtime.log import say
+from airflow_arcadia.runtime.vllm_patches import env_cache
 from airflow_arcadia.worker import WorkerSpec, WorkerStatus
 
 _OPEN = frozenset({"/health", "/ping", "/version", "/metrics", "/load", "/worker_get_status"})
@@ -207,7 +208,7 @@ class ArcadiaMiddleware:
             if message["type"] == "lifespan.startup.complete":
                 loop = asyncio.get_running_loop()
                 loop.add_signal_handler(signal.SIGUSR1, self._start_draining)
-                settle_environment()
+                env_cache.register()
                 give_way(self._spec.num_gpus)
                 self._tasks.append(asyncio.create_task(self._open()))
             await send(message)
@@ -276,14 +277,6 @@ class ArcadiaMiddleware:
         else:
             kind = "invalid_api_key" if status == 401 else "service_unavailable"
             await respond(send, status, {"error": {"message": message, "type": kind, "code": status}})
-
-
-def settle_environment() -> None:
-    """Let vLLM look its environment variables up once, as its engine does, instead of for every token."""
-    with suppress(ImportError, AttributeError):
-        from vllm.envs import enable_envs_cache
-
-        enable_envs_cache()
 
 
 async def _send_part(send: Send, answer: dict[str, Any]) -> None:

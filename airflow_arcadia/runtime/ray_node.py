@@ -16,7 +16,8 @@ import psutil
 
 from airflow_arcadia.config import DASHBOARD_PORT
 from airflow_arcadia.exceptions import RayClusterError
-from airflow_arcadia.runtime.supervisor import say, start_child
+from airflow_arcadia.runtime.log import say
+from airflow_arcadia.runtime.supervisor import start_child
 from airflow_arcadia.worker import WorkerSpec
 
 JOIN_TIMEOUT_S = 60.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
+from airflow_arcadia.runtime.vllm_patches.gate import SERVER_VARIABLE
 from airflow_arcadia.worker import WorkerSpec
 
 MIDDLEWARE = "airflow_arcadia.runtime.middleware.ArcadiaMiddleware"
@@ -50,4 +51,6 @@ def server_env(spec: WorkerSpec, base: Mapping[str, str], node_ip: str | None) -
     # vLLM drops an idle connection after 5 s by default, in the middle of a client's next request.
     env.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "75")
     env.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # Our patches of vLLM apply in the processes of a worker's server alone, whatever launched the worker.
+    env[SERVER_VARIABLE] = spec.name
     return env

@@ -19,6 +19,7 @@ from types import FrameType
 import psutil
 
 from airflow_arcadia.lease_store import read_lease_file
+from airflow_arcadia.runtime.log import say
 
 POLL_S = 0.2
 LEASE_POLL_S = 5.0
@@ -123,11 +124,6 @@ def watch(
             next_lease = time.monotonic() + LEASE_POLL_S
         time.sleep(POLL_S)
     return None
-
-
-def say(text: str) -> None:
-    """One line in the worker's log."""
-    print(f"arcadia: {text}", flush=True)
 
 
 def _kill(process: psutil.Process) -> None:

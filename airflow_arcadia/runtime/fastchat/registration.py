@@ -16,7 +16,7 @@ from typing import Any
 
 import aiohttp
 
-from airflow_arcadia.runtime.supervisor import say
+from airflow_arcadia.runtime.log import say
 
 HEARTBEAT_S = float(os.environ.get("FASTCHAT_WORKER_HEART_BEAT_INTERVAL", "45"))
 RETRY_S = (0.5, 1.0, 2.0, 5.0)

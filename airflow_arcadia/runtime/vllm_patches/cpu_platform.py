@@ -2,21 +2,31 @@
 
 Ray's GPUs may be declared on any machine (``ray start --num-gpus=2``). With this, vLLM's Ray executor asks
 for them on a CPU build too, so that a laptop runs the placement groups, actors and code path of production.
-Entry point group ``vllm.platform_plugins`` (vLLM's plug-in system); it claims nothing but CPU builds.
+Entry point group ``vllm.platform_plugins`` (vLLM's public plug-in system); it applies to CPU builds only, in
+each process that uses vLLM in this environment: Ray's ranks do not inherit the server's.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-from airflow_arcadia.runtime.vllm_patches import async_scheduling
+from airflow_arcadia.runtime.log import say
+from airflow_arcadia.runtime.vllm_patches.gate import SWITCH_VARIABLE, in_worker, refusal, vllm_version
+
+TESTED = ("0.32",)
 
 
 def register() -> str | None:
-    """Class path of the platform, or None where vLLM is not a CPU build."""
+    """Class path of the platform, or None where vLLM is not a CPU build or not a tested one."""
     from vllm.platforms import cpu_platform_plugin
 
-    return f"{__name__}.RayCpuPlatform" if cpu_platform_plugin() else None
+    if not cpu_platform_plugin():
+        return None
+    why_not = refusal(vllm_version(), TESTED, os.environ.get(SWITCH_VARIABLE, "on"))
+    if why_not and in_worker(os.environ):
+        say(f"vLLM patch cpu_platform is off: {why_not}")
+    return None if why_not else f"{__name__}.RayCpuPlatform"
 
 
 def __getattr__(name: str) -> Any:
@@ -30,13 +40,6 @@ def __getattr__(name: str) -> Any:
 
         ray_device_key = "GPU"
         ray_noset_device_env_vars = ("RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES",)
-
-        @classmethod
-        def check_and_update_config(cls, vllm_config: Any) -> None:
-            """Go over the whole configuration, as vLLM asks every platform to."""
-            wanted = vllm_config.scheduler_config.async_scheduling
-            super().check_and_update_config(vllm_config)
-            async_scheduling.enable(vllm_config, wanted)
 
     globals()[name] = RayCpuPlatform
     return RayCpuPlatform

@@ -1,0 +1,21 @@
+"""vLLM plug-in that applies the patches in each of vLLM's processes (group ``vllm.general_plugins``)."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+
+from airflow_arcadia.runtime.vllm_patches import core_wait, parent_death
+from airflow_arcadia.runtime.vllm_patches.gate import in_worker
+
+CORE = "EngineCore"
+"""How vLLM names the engine core's process."""
+
+
+def register() -> None:
+    """Called by vLLM in each of its processes, once or more. Outside a worker it does nothing."""
+    if not in_worker(os.environ) or multiprocessing.parent_process() is None:
+        return
+    parent_death.register()
+    if multiprocessing.current_process().name.startswith(CORE):
+        core_wait.register()
