@@ -82,7 +82,6 @@ def _spec(options: argparse.Namespace) -> BatchSpec:
         parameters=parameters,
         limit=options.limit,
         max_in_flight=options.max_in_flight,
-        rows_per_request=options.rows_per_request,
         max_attempts=options.max_attempts,
         request_timeout_s=options.request_timeout,
         hang_timeout_s=options.hang_timeout,
@@ -170,13 +169,6 @@ def _parser() -> argparse.ArgumentParser:
     limits = run.add_argument_group("limits")
     limits.add_argument(
         "--max-in-flight", type=int, default=512, metavar="N", help="rows in flight per endpoint"
-    )
-    limits.add_argument(
-        "--rows-per-request",
-        type=int,
-        default=8,
-        metavar="N",
-        help="completions that differ only in the prompt, in one request",
     )
     limits.add_argument("--max-attempts", type=int, default=5, metavar="N", help="attempts per row")
     limits.add_argument(

@@ -13,14 +13,12 @@ from airflow_arcadia.batch.transport.server import Server
 class Work:
     """A row on its way."""
 
-    __slots__ = ("alone", "attempts", "losses", "row")
+    __slots__ = ("attempts", "losses", "row")
 
     def __init__(self, row: int) -> None:
         self.row = row
         self.attempts = 0
         self.losses = 0
-        self.alone = False
-        """To be sent without others: with them it failed."""
 
 
 class WorkQueue:
@@ -52,12 +50,6 @@ class WorkQueue:
             self._waiting.setdefault(server, deque()).append(future)
             await future
         return None
-
-    def more(self) -> Work | None:
-        """Another row, if one is ready now, for a lane that holds one."""
-        work = None if self._stopped else self._next()
-        self._running += work is not None
-        return work
 
     def finish(self) -> None:
         """A row that was taken needs no more work."""

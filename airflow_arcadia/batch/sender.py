@@ -27,7 +27,6 @@ from airflow_arcadia.batch.retry_policy import (
 from airflow_arcadia.batch.row_queue import Work, WorkQueue
 from airflow_arcadia.batch.spec import BatchSpec
 from airflow_arcadia.batch.transport.http_client import AnswerTimeout, ConnectionLost
-from airflow_arcadia.batch.transport.prompt_lists import group_body, group_key, split_answer
 from airflow_arcadia.batch.transport.server import Server, end_tasks
 from airflow_arcadia.exceptions import BatchError, BatchInputError
 
@@ -80,10 +79,8 @@ class Lanes:
             if asked is None:
                 # Many such rows one after the other must not keep the loop from everything else.
                 await asyncio.sleep(0)
-            elif (key := self._group_key(asked)) is None:
-                await self._answer(asked, server)
             else:
-                await self._answer_group(asked, key, server)
+                await self._answer(asked, server)
 
     def _read(self, work: Work) -> _Asked | None:
         """The row's request; None when it cannot be sent, which is then written down."""
@@ -95,63 +92,12 @@ class Lanes:
             return None
         return _Asked(work, identity, request)
 
-    def _group_key(self, asked: _Asked) -> bytes | None:
-        alone = asked.work.alone or self.spec.rows_per_request == 1
-        return None if alone else group_key(asked.request)
-
     async def _answer(self, asked: _Asked, server: Server) -> None:
-        outcome = await self._send(server, asked.request.url, orjson.dumps(asked.request.body), 1)
+        outcome = await self._send(server, asked.request.url, orjson.dumps(asked.request.body))
         if isinstance(outcome, Failure):
             self._take_failure(asked, outcome, server)
         else:
             self._take_answer(asked, outcome)
-
-    async def _answer_group(self, first: _Asked, key: bytes, server: Server) -> None:
-        """Send the row with others like it, as many as are ready; then one that is not like it."""
-        group, odd = [first], None
-        # The odd one needs room, too.
-        most = min(self.spec.rows_per_request, server.room - 1)
-        while len(group) < most and odd is None:
-            work = self.queue.more()
-            if work is None:
-                break
-            asked = self._read(work)
-            if asked is None:
-                continue
-            if self._group_key(asked) == key:
-                group.append(asked)
-            else:
-                odd = asked
-        if len(group) == 1:
-            await self._answer(first, server)
-        else:
-            body = orjson.dumps(group_body([asked.request for asked in group]))
-            outcome = await self._send(server, first.request.url, body, len(group))
-            self._take_group(group, outcome, server)
-            # This lane may go on with one row where it had several.
-            self.queue.wake(server, len(group) - 1)
-        if odd is not None:
-            await self._answer(odd, server)
-
-    def _take_group(self, group: list[_Asked], outcome: dict[str, Any] | Failure, server: Server) -> None:
-        if isinstance(outcome, Failure):
-            if outcome.retry or outcome.fatal or self.ended():
-                for asked in group:
-                    # If one of them is the reason, the others are not to fail with it again.
-                    asked.work.alone = outcome.code != CONNECTION_LOST
-                    self._take_failure(asked, outcome, server)
-                return
-            answers = None
-        else:
-            answers = split_answer(outcome, len(group))
-        if answers is None:
-            # One of them spoils it for the others, or this server does not take several at all.
-            for asked in group:
-                asked.work.alone = True
-                self.queue.again(asked.work, 0.0)
-            return
-        for asked, answer in zip(group, answers, strict=True):
-            self._take_answer(asked, answer)
 
     def _take_answer(self, asked: _Asked, body: dict[str, Any]) -> None:
         prompt_tokens, completion_tokens = _usage(body)
@@ -164,8 +110,8 @@ class Lanes:
         )
         self.queue.finish()
 
-    async def _send(self, server: Server, url: str, body: bytes, rows: int) -> dict[str, Any] | Failure:
-        server.in_flight += rows
+    async def _send(self, server: Server, url: str, body: bytes) -> dict[str, Any] | Failure:
+        server.in_flight += 1
         server.last_sent = (url, body)
         try:
             response = await server.client.post(url, body)
@@ -175,7 +121,7 @@ class Lanes:
         except AnswerTimeout:
             return timed_out(self.spec.request_timeout_s)
         finally:
-            server.in_flight -= rows
+            server.in_flight -= 1
         server.answered += 1
         return judge(response.status, response.body, response.retry_after)
 

@@ -40,7 +40,6 @@ class BatchSpec:
     :param limit: answer only the first so many rows; None answers all.
     :param max_in_flight: rows sent and not yet answered, per endpoint; twice the engine's
         ``max_num_seqs`` or more keeps it busy.
-    :param rows_per_request: most rows in one request: completions that differ in nothing but the prompt.
     :param max_attempts: how often a row is sent before it becomes an error row.
     :param retry_base_s: seconds before the first repetition of a row; doubles each time.
     :param retry_cap_s: most seconds between two repetitions of a row.
@@ -73,7 +72,6 @@ class BatchSpec:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     limit: int | None = None
     max_in_flight: int = 512
-    rows_per_request: int = 8
     max_attempts: int = 5
     retry_base_s: float = 0.5
     retry_cap_s: float = 30.0
@@ -96,7 +94,7 @@ class BatchSpec:
     ordering: str = "prefix"
 
     def __post_init__(self) -> None:
-        for name in ("max_in_flight", "rows_per_request", "max_attempts", "segment_rows", "limit"):
+        for name in ("max_in_flight", "max_attempts", "segment_rows", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise _wrong(f"{name} is {value}", f"Set {name} to 1 or more.")

@@ -36,12 +36,9 @@ class FakeEngine:
         self.delays: dict[str, asyncio.Event] = {}
         """Prompt → what it waits for."""
         self.delay = 0.0
-        self.takes_lists = True
         self.takes_bundles = False
         self.bundles: list[int] = []
         """Rows in each bundle so far."""
-        self.most_prompts = 0
-        """Prompts in the longest list so far."""
         self.running = 0
         self.most_running = 0
         self.tokens = 0
@@ -140,8 +137,6 @@ class FakeEngine:
         return answer
 
     async def _generate(self, request: Any, body: dict[str, Any]) -> web.Response:
-        if isinstance(body.get("prompt"), list):
-            return await self._generate_all(request, body)
         text = _text(body)
         self.seen[text] += 1
         if self.held is not None:
@@ -163,22 +158,6 @@ class FakeEngine:
             return _error(400, f"This model's maximum context length is {CONTEXT} tokens, not {words}.")
         self.tokens += 3
         return web.json_response(self._body(request.path, body, text, words))
-
-    async def _generate_all(self, request: Any, body: dict[str, Any]) -> web.Response:
-        """A list of prompts: one choice each, and the usage of all."""
-        if not self.takes_lists:
-            return _error(400, "prompt must be a string")
-        self.most_prompts = max(self.most_prompts, len(body["prompt"]))
-        choices, usage = [], Counter[str]()
-        for index, prompt in enumerate(body["prompt"]):
-            answer = await self._generate(request, {**body, "prompt": prompt})
-            one = json.loads(answer.text or "")
-            if answer.status != 200:
-                return answer
-            tokens = {"token_ids": [0] * 3, "prompt_token_ids": [0] * one["usage"]["prompt_tokens"]}
-            choices.append({**one["choices"][0], "index": index, **tokens})
-            usage.update(one["usage"])
-        return web.json_response({**one, "choices": choices[::-1], "usage": usage})
 
     def _body(self, path: str, body: dict[str, Any], text: str, words: int) -> dict[str, Any]:
         answer = text.upper()

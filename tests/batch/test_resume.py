@@ -22,7 +22,7 @@ Write = Callable[..., str]
 
 
 def spec(input: str, output: str, **options: Any) -> BatchSpec:
-    defaults = {"segment_seconds": 0.05, "retry_base_s": 0.01, "ordering": "input", "rows_per_request": 1}
+    defaults = {"segment_seconds": 0.05, "retry_base_s": 0.01, "ordering": "input"}
     return BatchSpec(input, output, "tiny", **{**defaults, **options})
 
 

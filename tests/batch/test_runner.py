@@ -15,7 +15,7 @@ Write = Callable[..., str]
 
 
 def spec(input: str, output: str, **options: Any) -> BatchSpec:
-    defaults = {"retry_base_s": 0.01, "endpoint_timeout_s": 20.0, "rows_per_request": 1}
+    defaults = {"retry_base_s": 0.01, "endpoint_timeout_s": 20.0}
     return BatchSpec(input, output, "tiny", **{**defaults, **options})
 
 

@@ -81,7 +81,6 @@ async def test_an_interrupted_batch_goes_on_from_the_store(engine: FakeEngine, b
         f"{bucket}/answers.jsonl",
         "tiny",
         max_in_flight=8,
-        rows_per_request=1,
         segment_seconds=0.05,
     )
     with pytest.raises(BatchError, match="was stopped"):
@@ -102,7 +101,6 @@ async def test_failed_rows_are_sent_again_from_the_store(engine: FakeEngine, buc
         put(f"{bucket}/in.jsonl", ROWS),
         f"{bucket}/answers.jsonl",
         "tiny",
-        rows_per_request=1,
         retry_base_s=0.01,
     )
     assert (await run_batch_async(spec, [Endpoint(engine.url)])).failed == 1

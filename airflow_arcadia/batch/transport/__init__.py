@@ -1,1 +1,1 @@
-"""Send rows to servers: HTTP, bundles of rows, lists of prompts, and the detection of hung engines."""
+"""Send rows to servers: HTTP, bundles of rows, and the detection of hung engines."""

@@ -43,7 +43,7 @@ async def test_the_rows_of_a_hung_engine_go_to_another(write_rows: Write, output
     async with serving() as hung, serving() as sound:
         hung.held = asyncio.Event()
         rows = [{"prompt": f"row {row}"} for row in range(40)]
-        options = {"max_in_flight": 8, "rows_per_request": 1, "hang_timeout_s": 0.5}
+        options = {"max_in_flight": 8, "hang_timeout_s": 0.5}
         spec = BatchSpec(write_rows(*rows), output, "tiny", **options)
         summary = await run_batch_async(spec, [Endpoint(hung.url), Endpoint(sound.url)])
         assert (summary.ok, summary.failed) == (40, 0)
