@@ -1,13 +1,18 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-kubernetes lint demo up down bench lock clean distclean
+.PHONY: help setup test test-fast test-kubernetes test-loopback test-chaos lint demo up down bench lock clean distclean
 
 # Any Python finds a 3.11 by itself; name one with PYTHON=/path/to/python3.11.
 PYTHON ?= python3
 # Further words for pytest, the demo or the benchmark: make test ARGS="-k lease"
 ARGS ?=
+# Tests in parallel processes: most of them wait. Those that start an engine run one after another in one of
+# the processes, beside all others (tests/selection.py).
+TEST_PROCESSES ?= 4
 
 ENVIRONMENTS := $(PYTHON) scripts/environments.py
 BIN := .venv/bin
+PYTEST = $(BIN)/python -m pytest
+IN_PARALLEL = -n $(TEST_PROCESSES) --dist loadgroup --durations 10 --durations-min 1
 # Without bytecode every start of Airflow, Ray and vLLM takes two to three times as long.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -17,11 +22,20 @@ help: ## this list
 setup: ## make what is missing: both environments and the test model
 	@$(ENVIRONMENTS) setup
 
-test: setup ## run the whole test suite, the real end-to-end included
-	$(BIN)/python -m pytest $(ARGS)
+test: setup ## run the test suite, real engines and a whole Airflow included
+	$(PYTEST) $(IN_PARALLEL) -m "not chaos" $(ARGS)
+
+test-fast: setup ## run what needs no engine, no scheduler and no cluster: under a minute
+	$(PYTEST) $(IN_PARALLEL) -m "not chaos and not engine and not e2e and not cluster" $(ARGS)
 
 test-kubernetes: setup ## run the Kubernetes suite alone; on a real cluster with ARCADIA_TEST_KUBECONFIG
-	$(BIN)/python -m pytest tests/kubernetes $(ARGS)
+	$(PYTEST) tests/kubernetes $(ARGS)
+
+test-loopback: setup ## run the loopback cluster's own tests, changed or not
+	$(PYTEST) $(IN_PARALLEL) tests/loopback_cluster $(ARGS)
+
+test-chaos: setup ## kill the processes of a real batch fifty times (make test does it eleven times)
+	$(PYTEST) -m chaos $(ARGS)
 
 lint: setup ## ruff, mypy --strict and the layers
 	$(BIN)/ruff check .

@@ -14,6 +14,13 @@ import pytest
 
 from airflow_arcadia.lease import Identity, Lease
 from airflow_arcadia.lease_store import LeaseStore
+from tests.selection import (
+    pytest_collection_modifyitems,
+    pytest_sessionfinish,
+    pytest_sessionstart,
+)
+
+__all__ = ["pytest_collection_modifyitems", "pytest_sessionfinish", "pytest_sessionstart"]
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -106,10 +106,12 @@ def watch(
     stop: StopSignal,
     lease_file: str | None,
     look_after: Callable[[], None] = lambda: None,
+    lease_poll_s: float = LEASE_POLL_S,
 ) -> str | None:
     """Block until the child ends (None), or until it must be ended (the reason).
 
     :param look_after: called every few seconds meanwhile.
+    :param lease_poll_s: seconds between two reads of the lease file.
     """
     next_lease = next_look = 0.0
     while child.poll() is None:
@@ -121,7 +123,7 @@ def watch(
         if time.monotonic() >= next_lease:
             if reason := lease_ended(lease_file, time.time()):
                 return reason
-            next_lease = time.monotonic() + LEASE_POLL_S
+            next_lease = time.monotonic() + lease_poll_s
         time.sleep(POLL_S)
     return None
 
@@ -138,12 +140,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m airflow_arcadia.runtime.supervisor", description=__doc__)
     parser.add_argument("--lease-file", required=True, help="lease that the command runs under")
     parser.add_argument("--grace", type=float, default=5.0, help="seconds between SIGTERM and SIGKILL")
+    parser.add_argument(
+        "--lease-poll", type=float, default=LEASE_POLL_S, help="seconds between two reads of the lease"
+    )
     parser.add_argument("command", nargs="+", help="the command, after --")
     options = parser.parse_args(arguments)
     stop = StopSignal()
     adopt_orphans()
     child = start_child(options.command, os.environ)
-    reason = watch(child, stop, options.lease_file)
+    reason = watch(child, stop, options.lease_file, lease_poll_s=options.lease_poll)
     say(f"ending: {reason}" if reason else f"the command ended with exit code {child.returncode}")
     end_children(child, grace_s=options.grace)
     return 0 if reason else int(child.returncode) or 1

@@ -1,4 +1,4 @@
-"""A job on a real tensor-parallel engine, killed more than fifty times: the file is that of a calm run.
+"""A job on a real tensor-parallel engine, killed again and again: the output is that of an undisturbed run.
 
 Killed are the runner, the worker while the runner sends and while it runs the batch itself, and the engine's
 ranks; a segment's last bytes are torn once and the disk is full once.
@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -32,10 +33,24 @@ from tests.engine.serving import Served, relaunch, served
 from tests.ray_cluster.real_ray import real_ray
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1500)]
-ROWS = 2400
-RUNNER_KILLS, WORKER_KILLS, RANK_KILLS = 44, 4, 2
 OPTIONS = {"segment_rows": 16, "segment_seconds": 0.1, "max_in_flight": 32, "keep_segments": True}
 PARAMETERS = {"max_tokens": 12, "temperature": 0}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How often which process is killed.
+
+    :param rounds: times that the worker, a rank and the worker that runs the batch by itself are killed.
+    """
+
+    rows: int
+    runner_kills: int
+    rounds: int
+
+
+SHORT = Plan(rows=1200, runner_kills=8, rounds=1)
+LONG = Plan(rows=2400, runner_kills=44, rounds=2)
 
 
 class Job:
@@ -127,11 +142,10 @@ def worker(folder: Path, worker_python: str, tiny_model: str) -> Iterator[Served
             yield running
 
 
-@pytest.fixture(scope="module")
-def source(folder: Path) -> Path:
-    rows = [{"custom_id": str(i % 100), "prompt": f"def function_{i}(value):"} for i in range(ROWS)]
+def write_rows(path: Path, count: int) -> Path:
+    """Prompts, one of which is too long for the model."""
+    rows = [{"custom_id": str(i % 100), "prompt": f"def function_{i}(value):"} for i in range(count)]
     rows[7] = {"prompt": "too long " * 2000}
-    path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -169,33 +183,33 @@ def kill_worker_that_runs_the_batch(job: Job) -> None:
     job.wait_for_a_segment()
 
 
-def test_more_than_fifty_kills_lose_nothing_and_repeat_nothing(worker: Served, source: Path, folder: Path):
+@pytest.mark.parametrize("plan", [SHORT, pytest.param(LONG, marks=pytest.mark.chaos)], ids=["short", "long"])
+def test_kills_lose_no_row_and_repeat_no_committed_one(worker: Served, folder: Path, plan: Plan):
     chance = random.Random(1)
-    calm = Job(worker, source, folder / "calm.jsonl")
+    source = write_rows(folder / f"{plan.rows}-rows.jsonl", plan.rows)
+    calm = Job(worker, source, folder / f"{plan.rows}-calm.jsonl")
     summary = run_batch(calm.spec, [Endpoint(worker.url)])
-    assert (summary.ok, summary.failed) == (ROWS - 1, 1)
+    assert (summary.ok, summary.failed) == (plan.rows - 1, 1)
 
-    job = Job(worker, source, folder / "chaos.jsonl")
-    kill_runners(job, RUNNER_KILLS // 2, chance)
-    kill_worker_while_sending(job, lambda: psutil.Process(worker.handle.where["pid"]))
-    kill_worker_while_sending(job, lambda: chance.choice(ranks()))
-    tear_the_last_segment(job)
-    kill_worker_that_runs_the_batch(job)
+    job = Job(worker, source, folder / f"{plan.rows}-chaos.jsonl")
+    part = plan.runner_kills // (2 * plan.rounds)
+    for _ in range(plan.rounds):
+        kill_runners(job, part, chance)
+        kill_worker_while_sending(job, lambda: psutil.Process(worker.handle.where["pid"]))
+        kill_worker_while_sending(job, lambda: chance.choice(ranks()))
+        tear_the_last_segment(job)
+        kill_worker_that_runs_the_batch(job)
     # A runner takes over from the batch that the worker goes on with: only the later of the two commits.
-    kill_runners(job, RUNNER_KILLS // 4, chance)
-    kill_worker_while_sending(job, lambda: psutil.Process(worker.handle.where["pid"]))
-    kill_worker_while_sending(job, lambda: chance.choice(ranks()))
-    kill_worker_that_runs_the_batch(job)
     fill_the_disk(job)
-    kill_runners(job, RUNNER_KILLS - RUNNER_KILLS // 2 - RUNNER_KILLS // 4, chance)
+    kill_runners(job, plan.runner_kills - plan.rounds * part, chance)
 
-    assert job.kills == RUNNER_KILLS + WORKER_KILLS + RANK_KILLS
+    assert job.kills == plan.runner_kills + 3 * plan.rounds
     assert not job.output.exists()
-    assert len(job.answered()) < ROWS, "the job was done before the last kill"
+    assert len(job.answered()) < plan.rows, "the job was done before the last kill"
     last = job.runner()
     assert last.wait(300) == 0
     assert job.output.read_bytes() == calm.output.read_bytes()
-    assert job.answered() == list(range(ROWS)), "a committed row was answered again, or one is missing"
+    assert job.answered() == list(range(plan.rows)), "a committed row was answered again, or one is missing"
 
 
 def tear_the_last_segment(job: Job) -> None:

@@ -36,7 +36,7 @@ def guarded(store: LeaseStore, lease: Lease, tmp_path: Path):
     guard = subprocess.Popen(
         [
             *(sys.executable, "-m", "airflow_arcadia.runtime.supervisor"),
-            *("--lease-file", str(store.file(lease.name)), "--grace", "0.5"),
+            *("--lease-file", str(store.file(lease.name)), "--grace", "0.5", "--lease-poll", "0.2"),
             *("--", sys.executable, "-c", COMMAND, str(ready)),
         ],
         env=os.environ | mark(lease.name, "worker/w"),
