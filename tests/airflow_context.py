@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import uuid
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+RUN_ID = f"manual__{uuid.uuid4().hex}"
+"""Run of :func:`make_context`, one for each process: runs name leases, and leases name processes to end."""
 
 
 class DictStore(dict[str, Any]):
@@ -22,7 +26,7 @@ class DictStore(dict[str, Any]):
 
 
 def make_context(
-    run_id: str = "manual__1", dag_id: str = "dag", try_number: int = 1, **states: str
+    run_id: str = RUN_ID, dag_id: str = "dag", try_number: int = 1, **states: str
 ) -> dict[str, Any]:
     """What ``execute`` gets; ``states`` are those of the run's tasks by task id."""
 

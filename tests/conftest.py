@@ -35,6 +35,14 @@ def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
     raise AssertionError(f"waited {timeout_s:.0f} s for {what}")
 
 
+def unique_identity() -> Identity:
+    """An identity that no other test has, in this process or in one beside it.
+
+    Processes are found by the name of their lease: two tests with one name would end each other's.
+    """
+    return Identity("dag", uuid.uuid4().hex, "worker")
+
+
 @pytest.fixture(scope="session")
 def worker_python() -> str:
     """Python of the worker's environment, as ``make setup`` makes it."""
@@ -63,7 +71,6 @@ def lease(store: LeaseStore) -> Iterator[Lease]:
     """A reserved lease; what is still marked with it at the end of the test is ended."""
     from airflow_arcadia.processes import end
 
-    # One of this test alone: what carries a lease's name is ended by it, on the whole machine.
-    reserved = store.reserve(Identity("dag", f"run-{uuid.uuid4().hex}", "worker"), time.time())
+    reserved = store.reserve(unique_identity(), time.time())
     yield reserved
     end(None, reserved.name, grace_s=0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.selection import CLUSTER_FIXTURES, LOOPBACK, covers, fingerprint, own_tests_wanted
+from tests.selection import LOOPBACK, ROOT, covers, fingerprint, own_tests_wanted
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,8 @@ def test_only_a_run_of_all_its_files_counts_as_tested():
     assert covers(["tests/loopback_cluster/test_a.py::test_1", "x/test_b.py::test_2[3]@engine"], files)
 
 
-def test_a_test_that_uses_a_cluster_carries_its_marker(request: pytest.FixtureRequest):
-    marked = [item for item in request.session.items if item.get_closest_marker("cluster")]
-    using = [item for item in request.session.items if CLUSTER_FIXTURES & set(item.fixturenames)]
-    assert marked == using
+def test_a_test_that_uses_a_cluster_carries_its_marker_and_one_beside_it_does_not():
+    words = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "cluster", "tests/kubernetes"]
+    told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "tests/kubernetes/test_leases.py::" in told
+    assert "tests/kubernetes/test_pod_status.py::" not in told

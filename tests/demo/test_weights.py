@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.engine  # torch, which only the worker's environment has
 ROOT = Path(__file__).resolve().parents[2]
 
 

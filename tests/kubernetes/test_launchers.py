@@ -24,17 +24,18 @@ from airflow_arcadia.launchers.base import Launcher
 from airflow_arcadia.launchers.pod.launcher import PodLauncher
 from airflow_arcadia.launchers.pod.settings import PodSettings
 from airflow_arcadia.launchers.process import ProcessLauncher
-from airflow_arcadia.lease import Identity, Lease
+from airflow_arcadia.lease import Lease
 from airflow_arcadia.lease_store import LeaseError, Leases, LeaseStore
 from airflow_arcadia.ports import free_port
 from airflow_arcadia.processes import end, find_marked
 from airflow_arcadia.readiness import ProcessObservation
 from airflow_arcadia.worker import WorkerHandle, WorkerSpec
-from tests.conftest import wait_for
+from tests.conftest import unique_identity, wait_for
 from tests.kubernetes import arcadia
 from tests.kubernetes.workers import connect
 from tests.loopback_cluster.cluster import Cluster
 
+pytestmark = pytest.mark.cluster  # its fixture is asked for by name, which no marker follows from
 WORKER = """
 import http.server, os, pathlib, signal, sys, threading
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -113,7 +114,7 @@ def process(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     python.write_text(f"#!{sys.executable} -u\n{WORKER}")
     python.chmod(0o755)
     store: LeaseStore = request.getfixturevalue("store")
-    held = store.reserve(Identity("dag", "run", "worker"), time.time())
+    held = store.reserve(unique_identity(), time.time())
     request.addfinalizer(lambda: end(None, held.name, grace_s=0) and None)
 
     def left() -> list[str]:
@@ -166,7 +167,7 @@ def in_cluster(request: pytest.FixtureRequest) -> tuple[Cluster, KubernetesLease
     request.getfixturevalue("loopback")  # the test's program is run from this machine's files
     connect(request.getfixturevalue("monkeypatch"), cluster)
     leases = KubernetesLeases(ArcadiaHook().kubernetes)
-    return cluster, leases, leases.reserve(Identity("dag", "run", "worker"), time.time())
+    return cluster, leases, leases.reserve(unique_identity(), time.time())
 
 
 def in_sight_of(

@@ -14,7 +14,7 @@ from airflow_arcadia.launchers.pod.settings import PodSettings
 from airflow_arcadia.lease import Identity, Lease
 from airflow_arcadia.operators._pod_request import pod_request
 from airflow_arcadia.worker import WorkerSpec
-from tests.airflow_context import make_context
+from tests.airflow_context import RUN_ID, make_context
 from tests.loopback_cluster.cluster import write_kubeconfig
 
 LEASE = Lease("answer-1", Identity("dag", "manual__1", "answer"), 0.0, 0.0, uid="u-1")
@@ -78,7 +78,7 @@ def test_what_is_asked_of_the_place_is_what_is_sent():
 def test_it_carries_airflows_identity_and_is_the_same_for_every_try():
     first, second = (sent(try_number=number) for number in (1, 2))
     labels = first["metadata"]["labels"]
-    assert (labels["dag_id"], labels["task_id"], labels["run_id"]) == ("dag", "task", "manual__1")
+    assert (labels["dag_id"], labels["task_id"], labels["run_id"]) == ("dag", "task", RUN_ID)
     # KubernetesPodOperator tells of the try as well; nothing is found by it.
     assert [pod["metadata"]["labels"].pop("try_number") for pod in (first, second)] == ["1", "2"]
     assert first == second

@@ -54,6 +54,7 @@ async def first_event(waiting: ArcadiaModelReadyTrigger) -> dict[str, Any]:
     raise AssertionError("the trigger ended without an event")
 
 
+@pytest.mark.engine
 def test_a_worker_that_dies_fails_both_with_the_same_words(
     store: LeaseStore, lease: Lease, worker_python: str
 ):
