@@ -7,16 +7,16 @@ is silently ignored would send a worker to the wrong cluster.
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Mapping
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from airflow_arcadia import strict_yaml
 from airflow_arcadia.exceptions import ArcadiaConfigError
+from airflow_arcadia.validation import Text, mapping, parse
 
 GCS_PORT = 6379
 DASHBOARD_PORT = 8265
@@ -43,14 +43,17 @@ class Gateway:
     external_api_server: str | None = None
     controller: str | None = None
 
-    _KEYS = ("apiServer", "externalApiServer", "controller")
-
     @classmethod
     def parse(cls, raw: object) -> Gateway:
-        """Read the ``gateway`` mapping. Raises :class:`ArcadiaConfigError` on an unknown key."""
-        entry = _mapping(raw, "gateway", cls._KEYS)
-        values = {key: _text(entry.get(key), f"gateway.{key}") for key in cls._KEYS}
-        return cls(values["apiServer"], values["externalApiServer"], values["controller"])
+        """Read the ``gateway`` mapping. Raises :class:`ArcadiaConfigError` naming the key at fault."""
+        return parse(cls, raw, "gateway", names=_GATEWAY_KEYS)
+
+
+_GATEWAY_KEYS = {
+    "apiServer": "api_server",
+    "externalApiServer": "external_api_server",
+    "controller": "controller",
+}
 
 
 @dataclass(frozen=True)
@@ -63,33 +66,20 @@ class RayCluster:
     :param dashboard_host: ``host``, ``host:port`` or URL of the dashboard; by default the head's host.
     """
 
-    name: str
-    head_address: str
+    name: Text
+    head_address: Text
     python_version: str | None = None
     ray_version: str | None = None
     dashboard_host: str | None = None
 
-    _KEYS = ("name", "headAddress", "pythonVersion", "rayVersion", "dashboardHost")
+    def __post_init__(self) -> None:
+        head = _host_port(self.head_address, GCS_PORT, f"headAddress of {self.name}")
+        object.__setattr__(self, "head_address", head)
 
     @classmethod
     def parse(cls, raw: object, index: int) -> RayCluster:
         """Read entry number ``index``. Raises :class:`ArcadiaConfigError` naming the key at fault."""
-        where = f"rayClusters[{index}]"
-        entry = _mapping(raw, where, cls._KEYS)
-        values = {key: _text(entry.get(key), f"{where}.{key}") for key in cls._KEYS}
-        name, head = values["name"], values["headAddress"]
-        if not name or not head:
-            missing = "name" if not name else "headAddress"
-            raise ArcadiaConfigError(
-                f"{where} has no {missing}.", what_to_do=f"Add {missing} to that entry of arcadia-config."
-            )
-        return cls(
-            name,
-            _host_port(head, GCS_PORT, f"{where}.headAddress"),
-            values["pythonVersion"],
-            values["rayVersion"],
-            values["dashboardHost"],
-        )
+        return parse(cls, raw, f"rayClusters[{index}]", names=_CLUSTER_KEYS)
 
     @property
     def head_host(self) -> str:
@@ -110,6 +100,15 @@ class RayCluster:
         return self.head_host in {"localhost", "::1", "[::1]"} or self.head_host.startswith("127.")
 
 
+_CLUSTER_KEYS = {
+    "name": "name",
+    "headAddress": "head_address",
+    "pythonVersion": "python_version",
+    "rayVersion": "ray_version",
+    "dashboardHost": "dashboard_host",
+}
+
+
 @dataclass(frozen=True)
 class ArcadiaConfig:
     """The whole file, as far as this provider uses it."""
@@ -121,12 +120,16 @@ class ArcadiaConfig:
     def from_yaml(cls, text: str) -> ArcadiaConfig:
         """Parse YAML text. Raises :class:`ArcadiaConfigError` naming the line or key at fault."""
         try:
-            raw = yaml.safe_load(text)
+            documents = strict_yaml.load_all(text)
         except yaml.YAMLError as error:
             raise ArcadiaConfigError(
                 f"arcadia-config is not valid YAML: {error}.", what_to_do="Correct the file and run again."
             ) from error
-        return cls.parse(raw if raw is not None else {})
+        if len(documents) > 1:
+            raise ArcadiaConfigError(
+                f"arcadia-config has {len(documents)} documents.", what_to_do="Give a file with one."
+            )
+        return cls.parse(documents[0] if documents else {})
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> ArcadiaConfig:
@@ -144,7 +147,7 @@ class ArcadiaConfig:
     def parse(cls, raw: object) -> ArcadiaConfig:
         """Read the already decoded YAML document."""
         known = ("gateway", "rayClusters", *sorted(ARCADIA_ONLY_KEYS))
-        entry = _mapping(raw, "arcadia-config", known)
+        entry = mapping(raw, "arcadia-config", known)
         clusters = entry.get("rayClusters") or []
         if not isinstance(clusters, list):
             raise ArcadiaConfigError(
@@ -152,19 +155,18 @@ class ArcadiaConfig:
                 what_to_do="Write it as a YAML list of {name, headAddress, pythonVersion}.",
             )
         parsed = tuple(RayCluster.parse(item, index) for index, item in enumerate(clusters))
-        names = [cluster.name for cluster in parsed]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
+        names = Counter(cluster.name for cluster in parsed)
+        if twice := [name for name, times in names.items() if times > 1]:
             raise ArcadiaConfigError(
                 f"rayClusters names {twice[0]!r} twice.", what_to_do="Give every Ray cluster its own name."
             )
-        gateway = Gateway.parse(entry["gateway"]) if entry.get("gateway") else Gateway()
-        return cls(gateway, parsed)
+        return cls(Gateway.parse(entry.get("gateway")), parsed)
 
     def select(self, ray_cluster: int | str = 0) -> tuple[int, RayCluster]:
         """The cluster chosen by index (``RAY_CLUSTER_INDEX``) or by name, with its index.
 
         Raises :class:`ArcadiaConfigError` that names the clusters which exist. ``"auto"`` needs the
-        clusters' state and is resolved by the ray_cluster room.
+        clusters' state and is resolved by ``ray_cluster.provision``.
         """
         if not self.ray_clusters:
             raise ArcadiaConfigError(
@@ -187,30 +189,6 @@ class ArcadiaConfig:
                 what_to_do="Use one of these indexes or names.",
             )
         return index, self.ray_clusters[index]
-
-
-def _mapping(raw: object, where: str, known: tuple[str, ...]) -> Mapping[str, Any]:
-    if not isinstance(raw, Mapping):
-        raise ArcadiaConfigError(
-            f"{where} is a {type(raw).__name__}, not a mapping.",
-            what_to_do=f"Write it with the keys {', '.join(known)}.",
-        )
-    for key in raw:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(known)}."
-            raise ArcadiaConfigError(f"{where} has the unknown key {key!r}.", what_to_do=hint)
-    return raw
-
-
-def _text(value: object, where: str) -> str | None:
-    if value is None:
-        return None
-    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
-        return str(value).strip() or None
-    raise ArcadiaConfigError(
-        f"{where} is a {type(value).__name__}, not text.", what_to_do="Write it as a quoted string."
-    )
 
 
 def _host_port(value: str, default_port: int, where: str) -> str:

@@ -53,6 +53,19 @@ def test_keys_of_arcadias_other_components_are_accepted():
         ("rayClusters: [{name: [a], headAddress: h}]", "not text"),
         ("rayClusters: [", "not valid YAML"),
         ("- a", "not a mapping"),
+        ("{}\n---\n{}", "has 2 documents"),
+        ("gateway: {controller: [a]}", r"gateway\.controller is a list, not text"),
+        ("rayClusters: [{name: '', headAddress: h}]", r"rayClusters\[0\]\.name is empty"),
+        (
+            "rayClusters: [{name: a, headAddress: h, pythonVersion: 3.10}]",
+            r"rayClusters\[0\]\.pythonVersion is 3\.1, a number.* 3\.10 becomes 3\.1\. Put it in quotes",
+        ),
+        ("rayClusters: [{name: a, headAddress: 10:30}]", r"headAddress is 630, a number and not text"),
+        ("gateway: {controller: a}\ngateway: {controller: b}", "the key 'gateway' is there twice"),
+        ("rayClusters: [{name: a, headAddress: h, name: b}]", "the key 'name' is there twice"),
+        (f"gateway: {'[' * 60}{']' * 60}", "nested more than 50 levels deep"),
+        (f"gateway: {'[' * 5000}", "nested more than 50 levels deep"),
+        (f"config: {'x' * 1_100_000}", "more than 1048576"),
     ],
 )
 def test_a_mistake_is_named_with_its_place(text: str, said: str):
@@ -88,3 +101,15 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 def test_only_this_machines_own_address_is_loopback(address: str, loopback: bool):
     config = ArcadiaConfig.parse({"rayClusters": [{"name": "a", "headAddress": address}]})
     assert config.ray_clusters[0].is_loopback is loopback
+
+
+def test_many_clusters_are_checked_for_equal_names_in_one_pass():
+    clusters = [{"name": f"c{number}", "headAddress": "h"} for number in range(20_000)]
+    with pytest.raises(ArcadiaConfigError, match="'c7' twice"):
+        ArcadiaConfig.parse({"rayClusters": [*clusters, clusters[7]]})
+
+
+def test_quoted_versions_keep_their_digits():
+    text = "rayClusters: [{name: a, headAddress: h, pythonVersion: '3.10', rayVersion: ''}]"
+    cluster = ArcadiaConfig.from_yaml(text).ray_clusters[0]
+    assert (cluster.python_version, cluster.ray_version) == ("3.10", None)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from airflow_arcadia.exceptions import BatchInputError
+from pydantic import Field
+
+from airflow_arcadia.exceptions import ArcadiaConfigError
+from airflow_arcadia.validation import Count, Fraction, Index, Seconds, check_fields, parse
 
 MAX_ROWS = 2**31 - 1
 """Rows one batch can have: a segment marks error rows in the upper bit of a 32-bit row number."""
@@ -70,54 +73,46 @@ class BatchSpec:
     output: str
     model: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    limit: int | None = None
-    max_in_flight: int = 512
-    max_attempts: int = 5
-    retry_base_s: float = 0.5
-    retry_cap_s: float = 30.0
-    request_timeout_s: float = 3600.0
-    hang_timeout_s: float = 300.0
-    endpoint_timeout_s: float = 600.0
-    max_failed_rows: int | None = None
-    max_failed_fraction: float | None = None
+    limit: Count | None = None
+    max_in_flight: Count = 512
+    max_attempts: Count = 5
+    retry_base_s: Seconds = 0.5
+    retry_cap_s: Seconds = 30.0
+    request_timeout_s: Seconds = 3600.0
+    hang_timeout_s: Seconds = 300.0
+    endpoint_timeout_s: Seconds = 600.0
+    max_failed_rows: Index | None = None
+    max_failed_fraction: Fraction | None = None
     overwrite: bool = False
-    on_change: str = "fail"
+    on_change: Literal["fail", "restart"] = "fail"
     retry_failed_only: bool = False
     keep_segments: bool = False
-    segment_rows: int = 4096
-    segment_seconds: float = 10.0
-    num_gpus: float = 0.0
+    segment_rows: Count = 4096
+    segment_seconds: Seconds = 10.0
+    num_gpus: Annotated[float, Field(ge=0)] = 0.0
     prompt_column: str | None = None
     prompt_template: str | None = None
-    prompt_as: str = "completion"
-    input_format: str | None = None
-    ordering: str = "prefix"
+    prompt_as: Literal["completion", "chat"] = "completion"
+    input_format: Literal["jsonl", "csv", "parquet"] | None = None
+    ordering: Literal["prefix", "input"] = "prefix"
 
     def __post_init__(self) -> None:
-        for name in ("max_in_flight", "max_attempts", "segment_rows", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise _wrong(f"{name} is {value}", f"Set {name} to 1 or more.")
-        for name in (
-            "retry_base_s",
-            "retry_cap_s",
-            "request_timeout_s",
-            "endpoint_timeout_s",
-            "hang_timeout_s",
-        ):
-            if getattr(self, name) < 0:
-                raise _wrong(f"{name} is {getattr(self, name)}", f"Set {name} to 0 or more seconds.")
-        if self.max_failed_rows is not None and self.max_failed_rows < 0:
-            raise _wrong(f"max_failed_rows is {self.max_failed_rows}", "Use 0 or more, or None.")
-        if self.max_failed_fraction is not None and not 0 <= self.max_failed_fraction <= 1:
-            raise _wrong(f"max_failed_fraction is {self.max_failed_fraction}", "Use a share from 0 to 1.")
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                names = ", ".join(repr(value) for value in allowed if value)
-                raise _wrong(f"{name} is {getattr(self, name)!r}", f"Use one of {names}.")
         for name in ("input", "output"):
             if not getattr(self, name):
-                raise _wrong(f"{name} is empty", f"Set {name} to a path or URI.")
+                raise ArcadiaConfigError(
+                    f"The batch's {name} is empty.", what_to_do=f"Set {name} to a path or URI."
+                )
+        check_fields(self, "batch")
+
+    @classmethod
+    def parse(cls, options: object, *, input: str, output: str, **fields: Any) -> BatchSpec:
+        """The batch with ``options``, a mapping with keys of :class:`BatchOptions`.
+
+        :param fields: further fields; ``options`` wins.
+
+        Raises :class:`ArcadiaConfigError` naming the option at fault.
+        """
+        return parse(cls, options, "options", names=OPTIONS, input=input, output=output, **fields)
 
     def failed_rows_allowed(self, rows: int) -> int | None:
         """How many of so many rows may fail; None: all."""
@@ -129,6 +124,14 @@ class BatchSpec:
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe form; ``BatchSpec(**raw)`` is its inverse."""
         return {**dataclasses.asdict(self), "parameters": dict(self.parameters)}
+
+
+OPTIONS = {
+    f.name: f.name
+    for f in dataclasses.fields(BatchSpec)
+    if f.name not in {"input", "output", "model", "parameters"}
+}
+"""What ``options`` may hold: the fields that are not parameters of their own."""
 
 
 @dataclass(frozen=True)
@@ -166,15 +169,3 @@ class BatchSummary:
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe form; ``BatchSummary(**raw)`` is its inverse."""
         return dataclasses.asdict(self)
-
-
-_CHOICES: dict[str, tuple[str | None, ...]] = {
-    "on_change": ("fail", "restart"),
-    "ordering": ("prefix", "input"),
-    "prompt_as": ("completion", "chat"),
-    "input_format": (None, "jsonl", "csv", "parquet"),
-}
-
-
-def _wrong(what: str, what_to_do: str) -> BatchInputError:
-    return BatchInputError(f"The batch's {what}.", what_to_do=what_to_do)

@@ -18,6 +18,7 @@ from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry
 from airflow_arcadia.launchers.monitor import WorkerWatch
 from airflow_arcadia.operators._lease_renewal import LeaseRenewal
 from airflow_arcadia.triggers.batch import ArcadiaBatchInferenceTrigger
+from airflow_arcadia.validation import mapping
 from airflow_arcadia.worker import WorkerHandle
 
 if TYPE_CHECKING:
@@ -209,23 +210,20 @@ def build_spec(
     options: Mapping[str, Any] | None,
 ) -> BatchSpec:
     """The engine's spec. Raises :class:`ArcadiaConfigError` when the handles or options do not fit."""
+    given = mapping(parameters, "parameters")
     models = sorted({handle.served_model_name for handle in handles})
     if len(models) > 1:
         raise ArcadiaConfigError(
             f"The workers serve different models: {', '.join(models)}.",
             what_to_do="Give one batch workers of one model.",
         )
-    try:
-        return BatchSpec(
-            input=input_uri,
-            output=output_uri,
-            model=models[0] if models else "",
-            # A form leaves what was not filled in as null: that means "the model's own default".
-            parameters={key: value for key, value in (parameters or {}).items() if value is not None},
-            # For the cost line; an option of the user's wins.
-            **{"num_gpus": sum(handle.num_gpus for handle in handles), **(options or {})},
-        )
-    except TypeError as error:
-        raise ArcadiaConfigError(
-            f"The batch's options do not fit: {error}.", what_to_do="Use fields of BatchSpec."
-        ) from error
+    return BatchSpec.parse(
+        options,
+        input=input_uri,
+        output=output_uri,
+        model=models[0] if models else "",
+        # A form leaves what was not filled in as null: that means "the model's own default".
+        parameters={key: value for key, value in given.items() if value is not None},
+        # For the cost line; an option of the user's wins.
+        num_gpus=sum(handle.num_gpus for handle in handles),
+    )

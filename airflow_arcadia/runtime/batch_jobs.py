@@ -154,18 +154,13 @@ class BatchJobs:
                 "The request has no input_file_id.", what_to_do="Set it to the URI of the rows."
             )
         output = body.get("output") or (body.get("metadata") or {}).get("output") or f"{source}.answers.jsonl"
-        try:
-            return BatchSpec(
-                input=source,
-                output=str(output),
-                model=self._model,
-                parameters=body.get("parameters") or {},
-                **(body.get("options") or {}),
-            )
-        except TypeError as error:
-            raise BatchInputError(
-                f"The batch's options do not fit: {error}.", what_to_do="Use fields of BatchSpec."
-            ) from error
+        return BatchSpec.parse(
+            body.get("options"),
+            input=source,
+            output=str(output),
+            model=self._model,
+            parameters=body.get("parameters") or {},
+        )
 
     def _start(self, batch: Batch) -> None:
         self._write(batch)

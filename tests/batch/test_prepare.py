@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, check_input, run_batch
-from airflow_arcadia.exceptions import BatchInputError
+from airflow_arcadia.exceptions import ArcadiaConfigError, BatchInputError
 
 Write = Callable[..., str]
 NOBODY = [Endpoint("http://127.0.0.1:9")]
@@ -101,5 +101,5 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path, output: s
     ],
 )
 def test_options_that_cannot_work(options: dict[str, object]):
-    with pytest.raises(BatchInputError, match=next(iter(options))):
+    with pytest.raises(ArcadiaConfigError, match=next(iter(options))):
         BatchSpec("in", "out", "m", **options)  # type: ignore[arg-type]

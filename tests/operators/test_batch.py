@@ -111,6 +111,35 @@ def test_an_output_that_exists_is_refused_for_good(tmp_path: Path):
     assert (tmp_path / "out.jsonl").read_text() == "somebody's"
 
 
+@pytest.mark.parametrize("no", ["False", "false", "0", "", None])
+def test_overwrite_rendered_as_text_keeps_somebodys_file(tmp_path: Path, no: str | None):
+    (tmp_path / "out.jsonl").write_text("somebody's")
+    for options in ({"overwrite": no}, json.dumps({"overwrite": no})):
+        with pytest.raises(AirflowFailException, match="exists"):
+            check(tmp_path, b'{"prompt": "a"}\n', options=options)
+    assert (tmp_path / "out.jsonl").read_text() == "somebody's"
+
+
+async def test_segment_seconds_rendered_as_text_leave_the_batch_stoppable(
+    worker: dict, tmp_path: Path, engine: FakeEngine
+):
+    (tmp_path / "in.jsonl").write_text("".join(f'{{"prompt": "p{i}"}}\n' for i in range(300)))
+    engine.delay = 0.02
+    operator = ArcadiaBatchInferenceOperator(
+        task_id="answer",
+        worker=worker,
+        input=str(tmp_path / "in.jsonl"),
+        output=str(tmp_path / "out.jsonl"),
+        options={"max_in_flight": 2, "segment_seconds": "10"},
+    )
+    running = asyncio.create_task(asyncio.to_thread(operator.execute, make_context()))
+    await asyncio.to_thread(wait_for, lambda: len(engine.seen) >= 20, 20, "the first rows")
+    operator.on_kill()
+    with pytest.raises(BatchError, match="committed"):
+        await running
+    assert len(engine.seen) < 300
+
+
 def test_an_option_that_does_not_exist_is_named(tmp_path: Path):
     with pytest.raises(AirflowFailException, match="max_failed_row"):
         check(tmp_path, b'{"prompt": "a"}\n', options={"max_failed_row": 1})

@@ -104,7 +104,7 @@ def test_parameters_win_over_the_manifest(tmp_path: Path):
             {"spec.additionalEnvs": [{"name": "HF_TOKEN", "value": "x"}]},
             "HF_TOKEN, which looks like a secret",
         ),
-        ({"spec.additionalEnvs": ["A=1"]}, "additional_envs has 'A=1'"),
+        ({"spec.additionalEnvs": ["A=1"]}, r"additional_envs\[0\] is 'A=1', not a mapping"),
         ({"spec.model": {"kind": "Model"}}, r"spec\.model has no name"),
         ({"spec.model": "qwen"}, r"spec\.model is a str, not a mapping"),
     ],

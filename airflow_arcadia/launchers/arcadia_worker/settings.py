@@ -10,9 +10,9 @@ from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.launchers.pod.settings import (
     DEFAULT_WORKER_URL,
     check_worker_url,
-    known_fields,
     refuse_secrets,
 )
+from airflow_arcadia.validation import Index, Seconds, parse
 
 VLLM = "fastchat-vllm"
 """The one type that Arcadia runs over Ray, and the one whose protocol our image speaks."""
@@ -56,7 +56,7 @@ class WorkerResourceSettings:
     teardown: str | None = None
     type: str = VLLM
     model: Mapping[str, Any] | None = None
-    ray_cluster_index: int | str | None = None
+    ray_cluster_index: Index | None = None
     resources: Mapping[str, Any] = field(default_factory=dict)
     match_expressions: Sequence[Mapping[str, Any]] = ()
     additional_envs: Sequence[Mapping[str, Any]] = ()
@@ -69,7 +69,7 @@ class WorkerResourceSettings:
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
     worker_url: str = DEFAULT_WORKER_URL
-    unschedulable_grace: float = 0.0
+    unschedulable_grace: Seconds = 0.0
 
     def __post_init__(self) -> None:
         check_worker_url(self.worker_url)
@@ -97,8 +97,8 @@ class WorkerResourceSettings:
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any] | None) -> WorkerResourceSettings:
-        """Settings from a mapping. Raises :class:`ArcadiaConfigError` naming an unknown key."""
-        return cls(**known_fields(cls, raw, "custom_resource"))
+        """Settings from ``custom_resource``. Raises :class:`ArcadiaConfigError` naming the key at fault."""
+        return parse(cls, raw, "custom_resource")
 
     @property
     def kept(self) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
+from airflow_arcadia.validation import Count, Port, PositiveSeconds, Seconds, parse
 from airflow_arcadia.worker import DEFAULT_PORT
 
 DEFAULT_WORKER_URL = "http://{service}.{namespace}.svc:{port}"
@@ -48,7 +47,7 @@ class PodSettings:
     """
 
     image: str = ""
-    image_pull_policy: str | None = None
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     image_pull_secrets: Sequence[str] = ()
     resources: Mapping[str, Any] = field(default_factory=dict)
     shm_size: str = "8Gi"
@@ -65,14 +64,14 @@ class PodSettings:
     queue_name: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
-    active_deadline_seconds: int | None = 24 * 3600
-    startup_timeout: float = 1800.0
-    drain_seconds: float = 30.0
-    run_as_user: int = 1000
+    active_deadline_seconds: Count | None = 24 * 3600
+    startup_timeout: PositiveSeconds = 1800.0
+    drain_seconds: Seconds = 30.0
+    run_as_user: Count = 1000
     host: str = "0.0.0.0"  # noqa: S104 - the pod's own network; its Service and NetworkPolicies guard it
-    port: int = DEFAULT_PORT
+    port: Port = DEFAULT_PORT
     worker_url: str = DEFAULT_WORKER_URL
-    unschedulable_grace: float = 0.0
+    unschedulable_grace: Seconds = 0.0
     pod_template_dict: Mapping[str, Any] | None = None
     full_pod_spec: Mapping[str, Any] | None = None
 
@@ -90,8 +89,8 @@ class PodSettings:
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any] | None) -> PodSettings:
-        """Settings from a mapping. Raises :class:`ArcadiaConfigError` naming an unknown key."""
-        return cls(**known_fields(cls, raw, "pod"))
+        """Settings from the parameter ``pod``. Raises :class:`ArcadiaConfigError` naming the key at fault."""
+        return parse(cls, raw, "pod")
 
     def require_image(self) -> None:
         """Raise :class:`ArcadiaConfigError` when there is no image to run."""
@@ -100,20 +99,6 @@ class PodSettings:
                 "The worker's pod has no image.",
                 what_to_do="Set pod={'image': …} to one built from docker/Dockerfile.worker.",
             )
-
-
-def known_fields(settings: type[Any], raw: Mapping[str, Any] | None, what: str) -> dict[str, Any]:
-    """The mapping as arguments of that dataclass. Raises :class:`ArcadiaConfigError` naming an unknown key.
-
-    :param what: name of the parameter it was given as.
-    """
-    known = [f.name for f in dataclasses.fields(settings)]
-    for key in raw or {}:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
-            raise ArcadiaConfigError(f"{what} has the unknown key {key!r}.", what_to_do=hint)
-    return dict(raw or {})
 
 
 def check_worker_url(url: str) -> None:

@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from airflow_arcadia.config import DASHBOARD_PORT, GCS_PORT, RayCluster
 from airflow_arcadia.exceptions import ArcadiaConfigError
@@ -27,6 +25,7 @@ from airflow_arcadia.kubernetes.pod_template import (
 )
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.readiness import Trouble
+from airflow_arcadia.validation import Count, Port, PositiveSeconds, Seconds, parse
 from airflow_arcadia.worker import parse_num_gpus
 
 GROUP = "gpus"
@@ -54,10 +53,10 @@ class KubeRaySpec:
     """
 
     image: str = ""
-    image_pull_policy: str | None = None
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     image_pull_secrets: Sequence[str] = ()
-    num_gpus: int | None = None
-    gpus_per_node: int | None = None
+    num_gpus: Count | None = None
+    gpus_per_node: Count | None = None
     ray_version: str | None = None
     resources: Mapping[str, Any] = field(default_factory=dict)
     head_resources: Mapping[str, Any] = field(
@@ -70,23 +69,17 @@ class KubeRaySpec:
     tolerations: Sequence[Mapping[str, Any]] = ()
     service_account_name: str | None = None
     priority_class_name: str | None = None
-    run_as_user: int = 1000
-    port: int = GCS_PORT
-    dashboard_port: int = DASHBOARD_PORT
+    run_as_user: Count = 1000
+    port: Port = GCS_PORT
+    dashboard_port: Port = DASHBOARD_PORT
     ray_start_params: Mapping[str, str] = field(default_factory=dict)
-    startup_timeout: float = 900.0
-    unschedulable_grace: float = 0.0
+    startup_timeout: PositiveSeconds = 900.0
+    unschedulable_grace: Seconds = 0.0
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any] | None) -> KubeRaySpec:
         """The specification from a mapping. Raises :class:`ArcadiaConfigError` naming the key at fault."""
-        known = [f.name for f in dataclasses.fields(cls)]
-        for key in raw or {}:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"Did you mean {near[0]!r}?" if near else f"Known for KubeRay: {', '.join(known)}."
-                raise ArcadiaConfigError(f"ray_cluster_spec has the unknown key {key!r}.", what_to_do=hint)
-        return cls(**(raw or {}))
+        return parse(cls, raw, "ray_cluster_spec")
 
     def require_image(self) -> None:
         """Raise :class:`ArcadiaConfigError` when there is no image to run."""

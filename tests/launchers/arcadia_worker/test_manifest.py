@@ -121,8 +121,8 @@ def test_a_worker_without_limits_is_refused(resources: dict[str, Any]):
         ({"existing": True, "name": "w", "teardown": "delete", "resources": {}}, "would delete Worker w"),
         ({"existing": True, "name": "w"}, "has resources, but Worker w exists"),
         ({"additional_envs": [{"name": "NUMBER_GPUS", "value": "2"}]}, "Give it as num_gpus"),
-        ({"additional_envs": ["A=1"]}, "additional_envs has 'A=1'"),
-        ({"ray_cluster_index": "first"}, "RAY_CLUSTER_INDEX is 'first'"),
+        ({"additional_envs": ["A=1"]}, r"additional_envs\[0\] is 'A=1', not a mapping"),
+        ({"ray_cluster_index": "first"}, "ray_cluster_index is 'first', not a whole number"),
         ({"worker_url": "http://{host}"}, "unknown field"),
     ],
 )

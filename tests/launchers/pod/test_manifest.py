@@ -87,11 +87,11 @@ def test_it_may_do_no_more_than_it_must():
 
 
 def test_probes_give_a_loading_model_its_time_and_the_end_its_drain():
-    pod = made(startup_timeout=1234, drain_seconds=45)
+    pod = made(startup_timeout=1234, drain_seconds=45.5)
     probe = container(pod)["startupProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] >= 1234
-    assert pod["spec"]["terminationGracePeriodSeconds"] >= 45
-    assert env(pod)["ARCADIA_DRAIN_SECONDS"] == "45"
+    assert pod["spec"]["terminationGracePeriodSeconds"] >= 45.5
+    assert env(pod)["ARCADIA_DRAIN_SECONDS"] == "45.5"
     assert {container(pod)[f"{kind}Probe"]["httpGet"]["path"] for kind in ("liveness", "readiness")} == {
         "/health"
     }
