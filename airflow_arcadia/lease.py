@@ -1,25 +1,64 @@
 """Pure lease arithmetic: who owns what, until when.
 
 One lease per run and worker group. Everything started for the group is recorded under it *before* it is
-started, so that ending what the lease owns ends everything, whoever died in between. Times are seconds
-since the epoch and always passed in.
+started, so that ending what the lease owns ends everything, whichever process died in between. Times are
+seconds since the epoch and always passed in.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError
+
 DEFAULT_DURATION_S = 3600.0
-"""How long a lease holds without a renewal: longer than the gap between two tasks of a busy scheduler, and
-than a task of the user's own in between, which renews nothing."""
+"""How long a lease holds without a renewal: longer than the gap between two tasks of a busy scheduler."""
+MIN_DURATION_S = 15.0
+"""Shortest lease: whoever renews it looks every few seconds, and three renewals must fit in."""
+MAX_DURATION_S = 7 * 24 * 3600.0
+"""Longest lease: what a worker that nobody needs any more may cost at most."""
 
 MAX_NAME = 52
 """Longest lease name: a DNS label is 63 characters and the worker's parts add up to 11 more."""
+_RENEWALS_PER_DURATION = 3
+"""Two renewals may fail before the lease lapses."""
+
+
+class UnreadableLeaseError(ArcadiaError, ValueError):
+    """A lease exists but cannot be understood: its text is damaged or lacks what every lease has."""
+
+
+def unreadable(name: str, why: object) -> UnreadableLeaseError:
+    """The error for a lease that is there but cannot be read."""
+    return UnreadableLeaseError(
+        f"Lease {name} cannot be read: {why}.",
+        still_running="What it owns still runs until the lease ends.",
+        what_to_do="Run the teardown, which finds what belongs to the lease without reading it.",
+    )
+
+
+def parse_duration(value: object) -> float:
+    """A lease's duration in seconds, from a number or its text.
+
+    Raises :class:`ArcadiaConfigError` for anything outside 15 seconds to 7 days.
+    """
+    try:
+        seconds = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not MIN_DURATION_S <= seconds <= MAX_DURATION_S:
+        raise ArcadiaConfigError(
+            f"lease_duration is {value!r}.",
+            what_to_do=f"Use {MIN_DURATION_S:.0f} to {MAX_DURATION_S:.0f} seconds: it is how long a worker "
+            "outlives the last sign of life from Airflow.",
+        )
+    return seconds
 
 
 @dataclass(frozen=True)
@@ -49,8 +88,8 @@ class Owned:
 
     :param kind: ``worker`` or ``ray_cluster``.
     :param name: unique under the lease.
-    :param launcher: which room can observe and end it: ``process``, ``pod``, ``local_head``, …
-    :param where: what that room needs to find it; empty while it is only intended.
+    :param launcher: what can observe and end it: ``process``, ``pod``, ``local_head``, …
+    :param where: what the launcher needs to find it; empty while it is only intended.
     """
 
     kind: str
@@ -63,7 +102,10 @@ class Owned:
 class Lease:
     """Who owns what, until when.
 
+    :param duration_s: seconds it holds without a renewal.
+    :param released: whether its owner has given it back; what it owns must end.
     :param uid: uid of the Kubernetes Lease that it is kept in; empty for a file.
+    :param extra: fields that a later version wrote; kept so that a renewal does not drop them.
     """
 
     name: str
@@ -74,11 +116,17 @@ class Lease:
     owned: tuple[Owned, ...] = ()
     released: bool = False
     uid: str = ""
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def expires_at(self) -> float:
         """When it lapses unless renewed."""
         return self.renewed_at + self.duration_s
+
+    @property
+    def renewal_interval_s(self) -> float:
+        """Seconds between two renewals."""
+        return self.duration_s / _RENEWALS_PER_DURATION
 
     def lapsed(self, now: float) -> bool:
         """Whether nobody on Airflow's side holds it any more."""
@@ -103,15 +151,85 @@ class Lease:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe form."""
-        return dataclasses.asdict(self)
+        raw = dataclasses.asdict(self)
+        return {**raw.pop("extra"), **raw}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Lease:
-        """Inverse of :meth:`to_dict`."""
-        return cls(
-            **{
-                **raw,
-                "identity": Identity(**raw["identity"]),
-                "owned": tuple(Owned(**item) for item in raw["owned"]),
-            }
-        )
+        """Inverse of :meth:`to_dict`. Unknown fields are kept, so that a later version's lease can be read.
+
+        Raises :class:`UnreadableLeaseError` when a field that every lease has is missing or of another type.
+        """
+        try:
+            identity = Identity(**_known(Identity, raw["identity"]))
+            lease = cls(
+                name=str(raw["name"]),
+                identity=identity,
+                created_at=float(raw.get("created_at", raw["renewed_at"])),
+                renewed_at=float(raw["renewed_at"]),
+                duration_s=float(raw.get("duration_s", DEFAULT_DURATION_S)),
+                owned=tuple(Owned(**_known(Owned, item)) for item in raw.get("owned", ())),
+                released=bool(raw.get("released", False)),
+                uid=str(raw.get("uid", "")),
+                extra={key: value for key, value in raw.items() if key not in _FIELDS},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            name = raw.get("name", "?") if isinstance(raw, Mapping) else "?"
+            raise unreadable(str(name), f"{type(error).__name__}: {error}") from error
+        if not (math.isfinite(lease.renewed_at) and math.isfinite(lease.duration_s)):
+            raise unreadable(lease.name, "its times are not numbers")
+        return lease
+
+
+@dataclass(frozen=True)
+class LeaseWatch:
+    """What a process that must end with its lease knows of that lease.
+
+    It counts the duration from when it *saw* the last renewal, by its own clock, so that a clock that differs
+    from Airflow's neither ends a worker early nor keeps it for longer than one duration more.
+
+    :param seen_at: when the last renewal was seen, seconds since the epoch by the watcher's own clock.
+    :param lease: the last lease that could be read; None before the first.
+    :param gone: whether the lease was found to be absent.
+    """
+
+    seen_at: float
+    lease: Lease | None = None
+    gone: bool = False
+
+    @classmethod
+    def start(cls, now: float) -> LeaseWatch:
+        """A watch that has not read its lease yet."""
+        return cls(now)
+
+    def read(self, lease: Lease | None, now: float) -> LeaseWatch:
+        """After the lease was read; None when there is none. Nothing changes when it could not be read."""
+        if lease is None:
+            return dataclasses.replace(self, gone=True)
+        if self.lease is None:
+            # Nothing to compare with: a renewal that lies in the future was made by a clock ahead of ours.
+            return LeaseWatch(min(lease.renewed_at, now), lease)
+        renewed = (lease.renewed_at, lease.duration_s) != (self.lease.renewed_at, self.lease.duration_s)
+        return LeaseWatch(max(self.seen_at, now) if renewed else self.seen_at, lease)
+
+    @property
+    def ends_at(self) -> float:
+        """When the lease counts as lapsed unless a renewal is seen before."""
+        return self.seen_at + (self.lease.duration_s if self.lease else DEFAULT_DURATION_S)
+
+    def ended(self, now: float) -> str | None:
+        """Why the lease no longer holds, or None while it does."""
+        if self.gone:
+            return "its lease is gone"
+        if self.lease is not None and self.lease.released:
+            return "its lease was released"
+        return f"its lease lapsed {now - self.ends_at:.0f} s ago" if now >= self.ends_at else None
+
+
+_FIELDS = frozenset(field.name for field in dataclasses.fields(Lease)) - {"extra"}
+
+
+def _known(cls: type[Identity | Owned], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that this version knows."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    return {key: value for key, value in raw.items() if key in names}

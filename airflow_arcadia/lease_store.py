@@ -1,6 +1,7 @@
-"""Leases as files of one machine: what a run owns survives whoever wrote it.
+"""Leases as files of one machine: what a run owns survives the process that wrote it.
 
-``<root>/<lease name>/lease.json`` is the lease; logs and secret files of what it owns lie beside it.
+``<root>/<lease name>/lease.json`` is the lease; logs and secret files of what it owns lie beside it. Only
+their owner can read them, and a symbolic link in their place is never followed.
 """
 
 from __future__ import annotations
@@ -9,16 +10,25 @@ import asyncio
 import contextlib
 import fcntl
 import json
+import logging
 import os
+import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from airflow_arcadia.exceptions import ArcadiaError
-from airflow_arcadia.lease import DEFAULT_DURATION_S, Identity, Lease
+from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError
+from airflow_arcadia.lease import DEFAULT_DURATION_S, Identity, Lease, UnreadableLeaseError, unreadable
 
 _FILE = "lease.json"
+_LOCK = ".lock"
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+_GENERATED_NAME = re.compile(r"[a-z][a-z0-9-]*-[0-9a-f]{10}")
+"""What :attr:`Identity.lease_name` makes; other directories beside the leases are not ours to list."""
+
+log = logging.getLogger(__name__)
 
 
 def default_root() -> Path:
@@ -53,10 +63,13 @@ class Leases(Protocol):
         """The lease, or None when there is none. Raises when it cannot be read."""
 
     def update(self, name: str, change: Callable[[Lease], Lease]) -> Lease:
-        """Change it, alone. Raises :class:`LeaseError` when there is no such lease."""
+        """Change it atomically. Raises :class:`LeaseError` when there is no such lease."""
 
-    async def renew(self, name: str, now: float) -> None:
+    async def renew(self, name: str, now: float) -> Lease:
         """Renew it, from asynchronous code. Raises :class:`LeaseError` when there is no such lease."""
+
+    def names(self) -> list[str]:
+        """Names of all leases, those that cannot be read included."""
 
 
 class LeaseStore:
@@ -69,26 +82,45 @@ class LeaseStore:
         self.root = root
 
     def directory(self, name: str) -> Path:
-        """The lease's own directory (mode 0700), made if it is not there."""
-        path = self.root / name
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """The lease's own directory. Raises :class:`LeaseError` when there is no such lease."""
+        path = self._path(name)
+        if not path.is_dir():
+            # Making it again would leave a directory behind that no lease names and no teardown removes.
+            raise no_such_lease(name)
         return path
 
     def file(self, name: str) -> Path:
         """Path of the lease's file."""
-        return self.root / name / _FILE
+        return self._path(name) / _FILE
+
+    def write_secret(self, name: str, filename: str, secret: str) -> Path:
+        """Write ``secret`` to a file beside the lease (mode 0600) and return its path."""
+        path = self.directory(name) / filename
+        _replace_file(path, secret)
+        return path
 
     def reserve(self, identity: Identity, now: float, duration_s: float = DEFAULT_DURATION_S) -> Lease:
-        """The lease of ``identity``: a new one, or the one reserved before, renewed."""
+        """The lease of ``identity``: a new one, or the one reserved before, renewed.
+
+        One that cannot be read is replaced: what it owned carries its name and is found without it.
+        """
         name = identity.lease_name
+        self._make_directory(name)
         with self._locked(name):
-            found = self.read(name)
+            try:
+                found = self.read(name)
+            except UnreadableLeaseError as error:
+                log.warning("%s It is written anew.", error.what)
+                found = None
             if found is None or found.released:
                 found = Lease(name, identity, now, now, duration_s)
             return self._write(found.renew(now))
 
     def read(self, name: str) -> Lease | None:
-        """The lease, or None when there is none. Raises OSError or ValueError when it cannot be read."""
+        """The lease, or None when there is none.
+
+        Raises OSError or :class:`~airflow_arcadia.lease.UnreadableLeaseError` when it cannot be read.
+        """
         return read_lease_file(self.file(name))
 
     def update(self, name: str, change: Callable[[Lease], Lease]) -> Lease:
@@ -100,44 +132,112 @@ class LeaseStore:
                     return self._write(change(found))
         raise no_such_lease(name)
 
-    async def renew(self, name: str, now: float) -> None:
+    async def renew(self, name: str, now: float) -> Lease:
         """Renew it, from asynchronous code."""
-        await asyncio.to_thread(self.update, name, lambda held: held.renew(now))
+        return await asyncio.to_thread(self.update, name, lambda held: held.renew(now))
 
     def remove(self, name: str) -> None:
         """Remove the lease and everything beside it; nothing happens when it is gone already."""
         # The lease first: whoever watches it must not see it without what lies beside it.
+        path = self._path(name)
+        if path.is_symlink():
+            path.unlink(missing_ok=True)  # never ours: what it points to stays
+            return
         self.file(name).unlink(missing_ok=True)
-        shutil.rmtree(self.root / name, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
 
     def names(self) -> list[str]:
-        """Names of all leases."""
-        return sorted(path.parent.name for path in self.root.glob(f"*/{_FILE}"))
+        """Names of all leases, and of directories that a lease has left behind."""
+        if not self.root.is_dir():
+            return []
+        with os.scandir(self.root) as entries:
+            named = [e for e in entries if _GENERATED_NAME.fullmatch(e.name)]
+        ours = (e.name for e in named if e.is_dir(follow_symlinks=False) and _is_lease_directory(e.path))
+        return sorted(ours)
+
+    def changed_at(self, name: str) -> float:
+        """When the lease or its directory last changed, seconds since the epoch; 0 when there is neither."""
+        for path in (self.file(name), self._path(name)):
+            with contextlib.suppress(FileNotFoundError):
+                return path.lstat().st_mtime
+        return 0.0
+
+    def _path(self, name: str) -> Path:
+        if not _NAME.fullmatch(name):
+            raise ArcadiaConfigError(
+                f"{name!r} is not the name of a lease.",
+                what_to_do="Pass what ArcadiaReserveWorkerOperator returned.",
+            )
+        return self.root / name
+
+    def _make_directory(self, name: str) -> None:
+        """Make the lease's directory, readable by its owner alone. Raises what stands in its place."""
+        if not self.root.exists():
+            self.root.parent.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(mode=0o700, exist_ok=True)
+        path = self._path(name)
+        path.mkdir(mode=0o700, exist_ok=True)
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid not in {os.geteuid(), 0}:
+            raise ArcadiaConfigError(
+                f"{path} is not a directory of this user's.",
+                what_to_do="Set state_dir of the connection to a directory that only this user can write to.",
+            )
+        if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) != 0o700:
+            path.chmod(0o700)
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        with (self.directory(name) / ".lock").open("w") as lock:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            lock = os.open(self.directory(name) / _LOCK, flags, 0o600)
+        except FileNotFoundError as error:
+            raise no_such_lease(name) from error
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(lock)
 
     def _write(self, lease: Lease) -> Lease:
-        path = self.file(lease.name)
-        draft = path.with_suffix(".tmp")
-        with draft.open("w", encoding="utf-8") as file:
-            json.dump(lease.to_dict(), file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        try:
+            _replace_file(self.file(lease.name), json.dumps(lease.to_dict()))
+        except FileNotFoundError as error:
+            raise no_such_lease(lease.name) from error
         return lease
+
+
+def _is_lease_directory(path: str) -> bool:
+    return any(os.path.lexists(os.path.join(path, name)) for name in (_FILE, _LOCK))
 
 
 def read_lease_file(path: str | os.PathLike[str]) -> Lease | None:
     """The lease in that file; None when there is none.
 
-    Raises OSError, ValueError or TypeError when it is there but cannot be read: that is not "absent".
+    Raises OSError or :class:`~airflow_arcadia.lease.UnreadableLeaseError` when it is there but cannot be
+    read: that is not "absent".
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
-    return Lease.from_dict(json.loads(text))
+    with os.fdopen(descriptor, "rb") as file:
+        content = file.read()
+    try:
+        raw = json.loads(content)
+    except ValueError as error:
+        raise unreadable(Path(path).parent.name, error) from error
+    return Lease.from_dict(raw)
+
+
+def _replace_file(path: Path, text: str) -> None:
+    """Write the whole file (mode 0600) or nothing of it."""
+    draft = path.with_name(f"{path.name}.tmp")
+    # Made anew: a file that was there before may have another mode, or be a link to somewhere else.
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)

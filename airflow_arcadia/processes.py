@@ -135,6 +135,29 @@ def find_marked(lease: str, owned: str | None = None) -> list[psutil.Process]:
     return [process for process in psutil.process_iter() if _is_marked(process, lease, owned)]
 
 
+def end_marked(lease: str, owned_prefix: str = "", *, grace_s: float) -> list[str]:
+    """End every process marked as part of what the lease owns, without any record of it. Idempotent.
+
+    SIGTERM goes to those that :func:`spawn` started, so that they can end their own in order. After
+    ``grace_s`` seconds SIGKILL goes to whatever is still marked. Returns what is left, as text.
+
+    :param owned_prefix: only what is marked as a kind/name that begins so.
+    """
+    leaders: dict[str, ProcessRef | None] = {}
+    for process in find_marked(lease):
+        with contextlib.suppress(psutil.Error, OSError):
+            owned = process.environ().get(OWNED_VARIABLE, "")
+            if not owned.startswith(owned_prefix):
+                continue
+            leaders.setdefault(owned, None)
+            if os.getsid(process.pid) == process.pid and not _has_marked_parent(process, lease):
+                leaders[owned] = ProcessRef(process.pid, process.create_time())
+    left: list[str] = []
+    for owned in sorted(leaders, reverse=True):  # workers before the Ray cluster they run on
+        left += end(leaders[owned], lease, owned or None, grace_s=grace_s)
+    return left
+
+
 def end(ref: ProcessRef | None, lease: str, owned: str | None = None, *, grace_s: float) -> list[str]:
     """End a process and every other one with the same mark; right when called again.
 
@@ -210,6 +233,11 @@ def _is_marked(process: psutil.Process, lease: str, owned: str | None) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, OSError):
         return False
+
+
+def _has_marked_parent(process: psutil.Process, lease: str) -> bool:
+    parent = process.parent()
+    return parent is not None and _is_marked(parent, lease, None)
 
 
 def _name(process: psutil.Process) -> str:

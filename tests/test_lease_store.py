@@ -2,10 +2,12 @@
 
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from airflow_arcadia.lease import Identity, Owned
+from airflow_arcadia.exceptions import ArcadiaConfigError
+from airflow_arcadia.lease import Identity, Owned, UnreadableLeaseError
 from airflow_arcadia.lease_store import LeaseError, LeaseStore, default_root
 
 IDENTITY = Identity("dag", "run", "worker")
@@ -44,13 +46,75 @@ def test_removing_twice_is_right(store: LeaseStore):
 def test_a_lease_that_cannot_be_read_is_not_absent(store: LeaseStore):
     name = store.reserve(IDENTITY, now=100.0).name
     store.file(name).write_text("{")
-    with pytest.raises(ValueError):  # noqa: PT011 - json's own error
+    with pytest.raises(UnreadableLeaseError, match=f"Lease {name} cannot be read"):
         store.read(name)
+
+
+def test_a_lease_that_cannot_be_read_is_reserved_anew(store: LeaseStore):
+    name = store.reserve(IDENTITY, now=100.0).name
+    store.file(name).write_text("{")
+    assert store.reserve(IDENTITY, now=200.0).renewed_at == 200.0
+    assert store.read(name)
+
+
+def test_a_directory_that_a_lease_left_behind_is_listed_and_a_strangers_is_not(store: LeaseStore):
+    name = store.reserve(IDENTITY, now=100.0).name
+    store.file(name).unlink()
+    (store.root / "dags").mkdir()
+    (store.root / "models-0123456789").mkdir()
+    assert store.names() == [name]
+
+
+def test_a_torn_down_leases_directory_is_not_made_again(store: LeaseStore):
+    name = store.reserve(IDENTITY, now=100.0).name
+    store.remove(name)
+    with pytest.raises(LeaseError, match="does not exist"):
+        store.write_secret(name, "api-key", "secret")
+    assert not (store.root / name).exists()
+
+
+def test_secrets_are_readable_by_their_owner_alone_and_never_written_through_a_link(
+    store: LeaseStore, tmp_path: Path
+):
+    name = store.reserve(IDENTITY, now=100.0).name
+    other = tmp_path / "somebody's"
+    other.write_text("theirs")
+    (store.directory(name) / "api-key").symlink_to(other)
+    path = store.write_secret(name, "api-key", "first")
+    path.chmod(0o644)
+    path = store.write_secret(name, "api-key", "second")
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("second", 0o600)
+    assert other.read_text() == "theirs"
+
+
+def test_a_link_in_place_of_a_lease_is_not_followed(store: LeaseStore, tmp_path: Path):
+    name = store.reserve(IDENTITY, now=100.0).name
+    real = tmp_path / "elsewhere.json"
+    store.file(name).rename(real)
+    store.file(name).symlink_to(real)
+    with pytest.raises(OSError, match="symbolic"):
+        store.read(name)
+    store.remove(name)
+    (store.root / name).symlink_to(tmp_path)
+    with pytest.raises(ArcadiaConfigError, match="not a directory of this user's"):
+        store.reserve(IDENTITY, now=200.0)
+    assert real.exists()
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "None "])
+def test_what_is_not_a_leases_name_never_becomes_a_path(store: LeaseStore, name: str):
+    store.reserve(IDENTITY, now=100.0)
+    with pytest.raises(ArcadiaConfigError, match="not the name of a lease"):
+        store.remove(name)
+    assert store.names()
 
 
 def test_only_its_owner_may_look_into_a_leases_directory(store: LeaseStore):
     name = store.reserve(IDENTITY, now=100.0).name
-    assert stat.S_IMODE(store.directory(name).stat().st_mode) == 0o700
+    modes = [
+        stat.S_IMODE(path.stat().st_mode) for path in (store.root, store.directory(name), store.file(name))
+    ]
+    assert modes == [0o700, 0o700, 0o600]
 
 
 def test_changes_at_the_same_time_are_all_kept(store: LeaseStore):

@@ -25,9 +25,8 @@ from airflow_arcadia.launchers.pod.launcher import PodLauncher
 from airflow_arcadia.launchers.process import ProcessLauncher
 from airflow_arcadia.launchers.teardown import teardown, teardown_in_cluster
 from airflow_arcadia.lease_store import Leases, LeaseStore, default_root
-from airflow_arcadia.ray_cluster.backend import RayBackend
-from airflow_arcadia.ray_cluster.kuberay.backend import KubeRayBackend
-from airflow_arcadia.ray_cluster.local import LocalRayBackend
+from airflow_arcadia.ray_cluster.backend import LocalSite, Site
+from airflow_arcadia.ray_cluster.kuberay.backend import KubernetesSite
 
 if TYPE_CHECKING:
     from airflow_arcadia.launchers.base import Launcher
@@ -150,12 +149,12 @@ class ArcadiaHook(BaseHook):
         """Where leases are: in the cluster where there is one, else on this machine."""
         return KubernetesLeases(self.kubernetes) if self.kubernetes_conn_id else self.store
 
-    def ray_backend(self, lease: str) -> RayBackend:
+    def site(self, lease: str) -> Site:
         """Where Ray clusters are found and made for workers of that lease."""
         if self.kubernetes_conn_id:
             api = self.kubernetes
-            return KubeRayBackend(api, KubernetesLeases(api), self._extra("ray_token"))
-        return LocalRayBackend(self.store, self.worker_python, self.ray_token_file(lease))
+            return KubernetesSite(api, KubernetesLeases(api), self._extra("ray_token"))
+        return LocalSite(self.store, self.worker_python, self.ray_token_file(lease))
 
     @property
     def worker_python(self) -> str:
@@ -230,11 +229,7 @@ class ArcadiaHook(BaseHook):
     def _secret_file(self, lease_name: str, name: str, secret: str | None) -> str | None:
         if not secret:
             return None
-        path = self.store.directory(lease_name) / name
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(secret)
-        return str(path)
+        return str(self.store.write_secret(lease_name, name, secret))
 
 
 def _no_connection(conn_id: str) -> ArcadiaConfigError:

@@ -6,20 +6,31 @@ which have none there, in annotations.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 from collections.abc import Callable
 from datetime import datetime, timezone
 
 from airflow_arcadia.kubernetes.api import KubernetesApi, Session
 from airflow_arcadia.kubernetes.errors import KubernetesConflictError
-from airflow_arcadia.kubernetes.kinds import LEASE, Object, labels_of_lease
-from airflow_arcadia.lease import DEFAULT_DURATION_S, Identity, Lease, Owned
+from airflow_arcadia.kubernetes.kinds import (
+    LEASE,
+    MANAGED_BY,
+    MANAGER,
+    Object,
+    labels_of_lease,
+    selector,
+)
+from airflow_arcadia.lease import DEFAULT_DURATION_S, Identity, Lease, UnreadableLeaseError, unreadable
 from airflow_arcadia.lease_store import no_such_lease
 
 IDENTITY = "airflow-arcadia/identity"
 OWNED = "airflow-arcadia/owned"
 RELEASED = "airflow-arcadia/released"
-_TRIES = 10  # renewals of several tasks may meet; each try reads anew
+_ATTEMPTS = 10  # renewals of several tasks may meet; each attempt reads anew
+
+log = logging.getLogger(__name__)
 
 
 class KubernetesLeases:
@@ -48,10 +59,19 @@ class KubernetesLeases:
         """Read, change and replace, again when somebody else was faster."""
         return self._api.run(lambda session: change_lease(session, name, change))
 
-    async def renew(self, name: str, now: float) -> None:
+    async def renew(self, name: str, now: float) -> Lease:
         """Renew it, from asynchronous code."""
         async with self._api.session() as session:
-            await change_lease(session, name, lambda held: held.renew(now))
+            return await change_lease(session, name, lambda held: held.renew(now))
+
+    def names(self) -> list[str]:
+        """Names of all leases of ours in the namespace, those that cannot be read included."""
+
+        async def work(session: Session) -> list[str]:
+            found = await session.find(LEASE, selector({MANAGED_BY: MANAGER}))
+            return sorted(item["metadata"]["name"] for item in found)
+
+        return self._api.run(work)
 
     async def _reserve(self, session: Session, identity: Identity, now: float, duration_s: float) -> Lease:
         name = identity.lease_name
@@ -60,23 +80,37 @@ class KubernetesLeases:
                 made = await session.create(LEASE, lease_object(Lease(name, identity, now, now, duration_s)))
                 return parse_lease(made)
             except KubernetesConflictError:
-                pass  # an earlier request of ours that got no answer, or another try of the same task
+                pass  # an earlier request of ours that got no answer, or another attempt of the same task
+
+        fresh = Lease(name, identity, now, now, duration_s)
 
         def take(held: Lease) -> Lease:
-            # Given back, but not yet gone: what it still owns stays its to collect.
-            again = Lease(name, identity, now, now, duration_s, held.owned)
-            return again if held.released else held.renew(now)
+            # Released, but not yet gone: what it still owns stays its to collect.
+            return dataclasses.replace(fresh, owned=held.owned) if held.released else held.renew(now)
 
-        return await change_lease(session, name, take)
+        return await change_lease(session, name, take, unreadable_as=fresh)
 
 
-async def change_lease(session: Session, name: str, change: Callable[[Lease], Lease]) -> Lease:
-    """Change the lease, alone. Raises :class:`~airflow_arcadia.lease_store.LeaseError` when there is none."""
-    for tries in range(_TRIES):
+async def change_lease(
+    session: Session, name: str, change: Callable[[Lease], Lease], *, unreadable_as: Lease | None = None
+) -> Lease:
+    """Change the lease atomically.
+
+    :param unreadable_as: what to write in place of a lease that cannot be read; None raises.
+
+    Raises :class:`~airflow_arcadia.lease_store.LeaseError` when there is none.
+    """
+    for attempt in range(_ATTEMPTS):
         found = await session.get(LEASE, name)
         if found is None or found["metadata"].get("deletionTimestamp"):
             raise no_such_lease(name)
-        wanted = lease_object(change(parse_lease(found)))
+        try:
+            wanted = lease_object(change(parse_lease(found)))
+        except UnreadableLeaseError as error:
+            if unreadable_as is None:
+                raise
+            log.warning("%s It is written anew.", error.what)
+            wanted = lease_object(unreadable_as)
         wanted["metadata"] = found["metadata"] | {
             "labels": (found["metadata"].get("labels") or {}) | wanted["metadata"]["labels"],
             "annotations": (found["metadata"].get("annotations") or {}) | wanted["metadata"]["annotations"],
@@ -84,7 +118,7 @@ async def change_lease(session: Session, name: str, change: Callable[[Lease], Le
         try:
             return parse_lease(await session.replace(LEASE, wanted))
         except KubernetesConflictError:
-            if tries == _TRIES - 1:
+            if attempt == _ATTEMPTS - 1:
                 raise
     raise AssertionError("not reached")
 
@@ -114,19 +148,26 @@ def lease_object(lease: Lease) -> Object:
 
 
 def parse_lease(found: Object) -> Lease:
-    """Inverse of :func:`lease_object`. Raises KeyError or ValueError for a Lease that is not ours."""
-    metadata, spec = found["metadata"], found["spec"]
-    annotations = metadata["annotations"]
-    return Lease(
-        name=metadata["name"],
-        identity=Identity(**json.loads(annotations[IDENTITY])),
-        created_at=_seconds(spec["acquireTime"]),
-        renewed_at=_seconds(spec["renewTime"]),
-        duration_s=float(spec["leaseDurationSeconds"]),
-        owned=tuple(Owned(**item) for item in json.loads(annotations[OWNED])),
-        released=annotations.get(RELEASED) == "true",
-        uid=metadata.get("uid", ""),
-    )
+    """Inverse of :func:`lease_object`; fields and annotations it does not know are ignored.
+
+    Raises :class:`~airflow_arcadia.lease.UnreadableLeaseError` when what every lease has is missing.
+    """
+    metadata = found["metadata"]
+    try:
+        spec, annotations = found["spec"], metadata["annotations"]
+        raw = {
+            "name": metadata["name"],
+            "identity": json.loads(annotations[IDENTITY]),
+            "renewed_at": _seconds(spec["renewTime"]),
+            "created_at": _seconds(spec.get("acquireTime") or spec["renewTime"]),
+            "duration_s": spec["leaseDurationSeconds"],
+            "owned": json.loads(annotations.get(OWNED, "[]")),
+            "released": annotations.get(RELEASED) == "true",
+            "uid": metadata.get("uid", ""),
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise unreadable(metadata["name"], f"{type(error).__name__}: {error}") from error
+    return Lease.from_dict(raw)
 
 
 def _micro_time(seconds: float) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from airflow_arcadia.exceptions import RayClusterError
@@ -12,64 +14,82 @@ from airflow_arcadia.kubernetes.api import KubernetesApi
 from airflow_arcadia.kubernetes.cleanup import collect
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
 from airflow_arcadia.launchers.arcadia_worker.launcher import CustomResourceLauncher
+from airflow_arcadia.launchers.arcadia_worker.ownership import workers_of_lease
 from airflow_arcadia.launchers.base import Launcher
-from airflow_arcadia.lease import Lease, Owned
+from airflow_arcadia.lease import Lease, Owned, UnreadableLeaseError
 from airflow_arcadia.lease_store import LeaseError, LeaseStore
-from airflow_arcadia.processes import end, remove_unmapped_shm
+from airflow_arcadia.processes import end_marked, remove_unmapped_shm
 from airflow_arcadia.ray_cluster import local
+from airflow_arcadia.ray_cluster.dashboard import RayDashboard
 from airflow_arcadia.ray_cluster.jobs import groups_of_lease
-from airflow_arcadia.ray_dashboard import RayDashboard
 
 _PLACEMENT_GROUP_WAIT_S = 10.0  # Ray removes a dead driver's groups within a second or two
 _POLL_S = 0.2
 
+log = logging.getLogger(__name__)
+
 
 def teardown(store: LeaseStore, name: str, launchers: Mapping[str, Launcher], *, grace_s: float) -> list[str]:
-    """End what lease ``name`` owns, workers before their clusters; right when called again, or for nothing.
+    """End what lease ``name`` owns, workers before their clusters. Idempotent.
 
-    Returns what is still there, as text. Only when nothing is, the lease itself goes: until then a later
-    teardown finds everything again.
+    What carries the lease's name is ended even when the lease cannot be read or does not name it. Returns
+    what is still there, as text. Only when nothing is, the lease itself goes: until then a later teardown
+    finds everything again.
 
     :param launchers: by name; each ends what it launched.
     :param grace_s: seconds a process may take to end before it is killed.
     """
+    lease = _release(store, name)
     left: list[str] = []
-    try:
-        # Released first: what watches the lease starts to end by itself while we go from one to the next.
-        lease: Lease | None = store.update(name, lambda held: held.release())
-    except LeaseError:
-        lease = None  # never reserved, or another teardown was faster
-    if lease is not None:
-        workers = [item for item in lease.owned if item.kind == "worker"]
-        for worker in workers:
-            left += launchers[worker.launcher].stop(worker.where, grace_s=grace_s)
-        for worker in workers:
-            left += _wait_for_placement_groups(name, worker)
-        for item in lease.owned:
-            if item.launcher == local.LAUNCHER:
-                left += local.end_head(item.where, grace_s=grace_s)
-    left += [text for text in end(None, name, grace_s=0) if text not in left]
+    workers = [item for item in lease.owned if item.kind == "worker"] if lease else []
+    for worker in workers:
+        launcher = launchers.get(worker.launcher)
+        # What another version launched is ended by its marks below.
+        left += launcher.stop(worker.where, grace_s=grace_s) if launcher else ()
+    left += end_marked(name, "worker/", grace_s=grace_s)
+    for worker in workers:
+        left += _wait_for_placement_groups(name, worker)
+    for item in lease.owned if lease else ():
+        if item.launcher == local.LAUNCHER:
+            left += local.end_head(item.where, grace_s=grace_s)
+    left += [text for text in end_marked(name, grace_s=grace_s) if text not in left]
     left += _remove_shared_memory(store.root / name)
     if not left:
         store.remove(name)
     return left
 
 
+def _release(store: LeaseStore, name: str) -> Lease | None:
+    """Mark the lease as released, so that whoever watches it starts to end; returns it if it can be read."""
+    try:
+        return store.update(name, lambda held: held.release())
+    except LeaseError:
+        return None  # never reserved, or another teardown was faster
+    except UnreadableLeaseError as error:
+        log.warning("%s What carries its name is ended without it.", error.what)
+        return None
+
+
 def teardown_in_cluster(
     api: KubernetesApi, name: str, launchers: Mapping[str, Launcher], *, grace_s: float
 ) -> list[str]:
-    """End what lease ``name`` owns in the cluster; right when called again, or for nothing.
+    """End what lease ``name`` owns in the cluster. Idempotent.
 
     Workers that do not end with the Lease object, or whose pods do not carry its label, are ended by their
-    launcher first. Returns what is still there, as text; only when none of these is, the Lease goes.
+    launcher first. What carries the lease's label is ended even when the Lease cannot be read. Returns what
+    is still there, as text; only when none of these is, the Lease goes.
     """
     left: list[str] = []
+    owned: Sequence[Owned] = ()
     try:
         # Released first: a launch that still goes on sees it, and takes back what it did.
-        held = KubernetesLeases(api).update(name, lambda found: found.release())
+        owned = KubernetesLeases(api).update(name, lambda found: found.release()).owned
     except LeaseError:
-        held = None  # never reserved, or another teardown was faster
-    for item in held.owned if held else ():
+        pass  # never reserved, or another teardown was faster
+    except UnreadableLeaseError as error:
+        log.warning("%s What carries its label is ended without it.", error.what)
+        owned = api.run(lambda session: workers_of_lease(session, name))
+    for item in owned:
         if item.launcher == CustomResourceLauncher.name:
             left += launchers[item.launcher].stop(item.where, grace_s=grace_s)
     found = api.run(lambda session: collect(session, name, grace_s=grace_s, keep_lease=bool(left)))
@@ -96,5 +116,8 @@ def _wait_for_placement_groups(lease: str, worker: Owned) -> list[str]:
 
 
 def _remove_shared_memory(directory: Path) -> list[str]:
-    recorded = [path for file in directory.glob("*.shm") for path in file.read_text().splitlines()]
+    recorded: list[str] = []
+    for file in directory.glob("*.shm"):
+        with contextlib.suppress(OSError, UnicodeDecodeError):  # gone meanwhile, or damaged
+            recorded += file.read_text().splitlines()
     return [f"shared memory {path}" for path in remove_unmapped_shm(recorded)]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Mapping
 from multiprocessing import shared_memory
 from pathlib import Path
+
+import pytest
 
 from airflow_arcadia.launchers.process import ProcessLauncher
 from airflow_arcadia.launchers.teardown import teardown
@@ -15,6 +18,7 @@ from airflow_arcadia.lease import Lease, Owned
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.ports import free_port
 from airflow_arcadia.processes import find_marked, is_alive, mark, spawn
+from tests.conftest import wait_for
 
 SLEEP = ["/bin/sleep", "600"]
 
@@ -74,6 +78,39 @@ def test_a_worker_that_was_only_intended_is_no_obstacle(store: LeaseStore, lease
     where = {"lease": lease.name, "owned": "worker/w", "log": "nowhere"}
     store.update(lease.name, lambda held: held.record(Owned("worker", "w", "process", where)))
     assert teardown(store, lease.name, {"process": ProcessLauncher(store, "python")}, grace_s=0) == []
+
+
+@pytest.mark.parametrize("text", ["{", "", "[]", '{"name": "w"}'])
+def test_a_lease_that_cannot_be_read_is_torn_down_by_what_carries_its_name(
+    store: LeaseStore, lease: Lease, text: str
+):
+    start(store, lease, "worker", "process")
+    start(store, lease, "ray_cluster", "local_head", "c")
+    store.file(lease.name).write_text(text)
+    assert teardown(store, lease.name, {"process": ProcessLauncher(store, "python")}, grace_s=5) == []
+    assert find_marked(lease.name) == []
+    assert not (store.root / lease.name).exists()
+
+
+def test_what_no_lease_names_any_more_may_end_in_order(store: LeaseStore, lease: Lease, tmp_path: Path):
+    """A supervisor gets SIGTERM and the time to end its own, though nothing recorded it."""
+    code = "import signal, time, sys; from pathlib import Path\n"
+    code += "signal.signal(signal.SIGTERM, lambda *_: sys.exit(Path(sys.argv[1]).touch() or 0))\n"
+    code += "Path(sys.argv[2]).touch(); time.sleep(600)"
+    ended, up = tmp_path / "ended", tmp_path / "up"
+    argv = [sys.executable, "-c", code, str(ended), str(up)]
+    spawn(argv, env=mark(lease.name, "worker/w"), log_path=store.directory(lease.name) / "w.log")
+    wait_for(up.exists, 20, "the worker")
+    store.remove(lease.name)
+    assert teardown(store, lease.name, {}, grace_s=10) == []
+    assert ended.exists()
+    assert find_marked(lease.name) == []
+
+
+def test_a_worker_of_a_launcher_that_is_not_known_is_ended_by_its_marks(store: LeaseStore, lease: Lease):
+    start(store, lease, "worker", "of-a-later-version")
+    assert teardown(store, lease.name, {}, grace_s=5) == []
+    assert find_marked(lease.name) == []
 
 
 def test_two_teardowns_at_the_same_time_are_both_right(store: LeaseStore, lease: Lease):

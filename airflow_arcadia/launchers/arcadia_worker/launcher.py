@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -18,7 +18,7 @@ from airflow_arcadia.kubernetes.leases import KubernetesLeases
 from airflow_arcadia.kubernetes.pod_reader import follow, look
 from airflow_arcadia.kubernetes.watches import together
 from airflow_arcadia.launchers.arcadia_worker import manifest as resource
-from airflow_arcadia.launchers.arcadia_worker.ownership import take_offline, take_online, taken_by
+from airflow_arcadia.launchers.arcadia_worker.ownership import LAUNCHER, take_offline, take_online, taken_by
 from airflow_arcadia.launchers.arcadia_worker.settings import (
     DELETE,
     INDEX,
@@ -54,7 +54,7 @@ class CustomResourceLauncher:
     :param settings: how the Workers are made; only needed to launch.
     """
 
-    name = "custom_resource"
+    name = LAUNCHER
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class CustomResourceLauncher:
             return ProcessObservation(None, doing=error.what)
         return observe_worker(seen, where, now=time.time())
 
-    async def watch(self, handle: WorkerHandle) -> AsyncIterator[ProcessObservation]:
+    async def watch(self, handle: WorkerHandle) -> AsyncGenerator[ProcessObservation, None]:
         """What it does, now and after every change of it or its pods; ``alive`` is None while unreadable."""
         where = handle.where
         async with self._api.session() as session:

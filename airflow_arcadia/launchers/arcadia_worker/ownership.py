@@ -13,14 +13,21 @@ from typing import Any
 from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.kubernetes.api import Session
 from airflow_arcadia.kubernetes.ensure import NameTakenError
-from airflow_arcadia.kubernetes.errors import KubernetesConflictError, KubernetesError
-from airflow_arcadia.kubernetes.kinds import LEASE, WORKER, Object
+from airflow_arcadia.kubernetes.errors import (
+    KubernetesConflictError,
+    KubernetesError,
+    KubernetesForbiddenError,
+    KubernetesInvalidError,
+)
+from airflow_arcadia.kubernetes.kinds import LEASE, LEASE_LABEL, WORKER, Object
 from airflow_arcadia.kubernetes.leases import parse_lease
 from airflow_arcadia.launchers.arcadia_worker.manifest import is_ours
+from airflow_arcadia.launchers.arcadia_worker.settings import DELETE, OFFLINE
 from airflow_arcadia.launchers.arcadia_worker.status import is_online
-from airflow_arcadia.lease import Lease
+from airflow_arcadia.lease import Lease, Owned
 from airflow_arcadia.lease_store import no_such_lease
 
+LAUNCHER = "custom_resource"
 TAKEN_BY = "airflow-arcadia/online-for"
 """Annotation with the name of the lease that took the Worker online."""
 _TRIES = 10  # Arcadia's operator writes to the Worker, too; each try reads anew
@@ -71,6 +78,23 @@ async def take_offline(session: Session, name: str, lease: str) -> Object | None
             if tries == _TRIES - 1:
                 raise
     raise AssertionError("not reached")
+
+
+async def workers_of_lease(session: Session, lease: str) -> list[Owned]:
+    """The Workers that the lease made or took online, found without the lease's own record."""
+    try:
+        workers = await session.find(WORKER)
+    except (KubernetesForbiddenError, KubernetesInvalidError):
+        return []  # a kind that is not installed, or not allowed to us, was not made by us
+    found = []
+    for worker in workers:
+        metadata = worker["metadata"]
+        made = (metadata.get("labels") or {}).get(LEASE_LABEL) == lease
+        taken = taken_by(worker) == lease
+        if made or taken:
+            where = {"worker": metadata["name"], "lease": lease, "teardown": OFFLINE if taken else DELETE}
+            found.append(Owned("worker", metadata["name"], LAUNCHER, where))
+    return found
 
 
 def taken_by(worker: Mapping[str, Any]) -> str | None:
