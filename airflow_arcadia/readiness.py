@@ -149,7 +149,7 @@ def _dead(process: ProcessObservation) -> Failed:
     return Failed(
         f"The worker ended before it was ready{how}{f': {cause}' if cause else ''}.".replace("..", "."),
         still_running="It is no longer running.",
-        what_to_do="Correct the cause its log names, then clear the run from launch_worker.",
+        what_to_do="Correct the cause its log names, then clear the run from its reserve task.",
         log_tail=process.log_tail,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from airflow_arcadia.lease import Lease
@@ -27,7 +27,7 @@ class Launcher(Protocol):
     async def observe(self, handle: WorkerHandle) -> ProcessObservation:
         """Whether it lives; never raises for a worker that is gone."""
 
-    def watch(self, handle: WorkerHandle) -> AsyncIterator[ProcessObservation]:
+    def watch(self, handle: WorkerHandle) -> AsyncGenerator[ProcessObservation, None]:
         """What it does, now and after every change, without end; ``alive`` is None while unreadable."""
 
     def log_lines(self, handle: WorkerHandle) -> AsyncIterator[str]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Mapping, Sequence
-from types import TracebackType
+from contextlib import aclosing
+from functools import partial
 
 from airflow_arcadia.exceptions import WorkerError
+from airflow_arcadia.launchers.background import Background
 from airflow_arcadia.launchers.base import Launcher
 from airflow_arcadia.readiness import ProcessObservation, likely_cause
 from airflow_arcadia.worker import WorkerHandle
 
-INTERVAL_S = 1.0
+RETRY_S = 5.0
+"""Seconds until a watch that failed is made again."""
 
 log = logging.getLogger(__name__)
 
@@ -24,60 +26,44 @@ class WorkerLostError(WorkerError):
     retryable = False
 
 
-class WorkerWatch:
-    """Looks at workers from a thread of its own, as a context manager.
+class WorkerWatch(Background):
+    """Watches workers from a thread of its own, as a context manager, by their launchers' own watches.
 
     :param launchers: by name.
     :param handles: the workers.
-    :param interval_s: seconds between two looks.
     """
 
-    def __init__(
-        self,
-        launchers: Mapping[str, Launcher],
-        handles: Sequence[WorkerHandle],
-        interval_s: float = INTERVAL_S,
-    ) -> None:
+    def __init__(self, launchers: Mapping[str, Launcher], handles: Sequence[WorkerHandle]) -> None:
+        super().__init__("arcadia-worker-watch", [partial(self._watch, handle) for handle in handles])
         self._launchers = launchers
-        self._handles = handles
-        self._interval_s = interval_s
+        self._count = len({handle.name for handle in handles})
         self._lost: dict[str, ProcessObservation] = {}
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="arcadia-worker-watch", daemon=True)
-
-    def __enter__(self) -> WorkerWatch:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end.set()
-        self._thread.join()
 
     @property
     def all_lost(self) -> bool:
         """Whether none of the workers is left."""
-        return len(self._lost) == len(self._handles)
+        return len(self._lost) == self._count
 
     def error(self) -> WorkerLostError:
         """What to raise once all are lost."""
         return lost_error(self._lost)
 
-    def _run(self) -> None:
-        while not self._end.wait(self._interval_s):
-            for handle in self._handles:
-                if handle.name not in self._lost:
-                    self._look(handle)
+    async def _watch(self, handle: WorkerHandle) -> None:
+        while True:
+            try:
+                if (seen := await self._until_lost(handle)) is not None:
+                    self._lost[handle.name] = seen
+                    return
+            except Exception:  # whatever a launcher's libraries raise: "could not read" is never "absent"
+                log.warning("Worker %s cannot be watched; trying again.", handle.name, exc_info=True)
+            await asyncio.sleep(RETRY_S)
 
-    def _look(self, handle: WorkerHandle) -> None:
-        try:
-            seen = asyncio.run(self._launchers[handle.launcher].observe(handle))
-        except Exception:  # whatever a launcher's libraries raise: could not read is never absent
-            log.warning("worker %s cannot be looked at; trying again", handle.name, exc_info=True)
-            return
-        if seen.alive is False:
-            self._lost[handle.name] = seen
+    async def _until_lost(self, handle: WorkerHandle) -> ProcessObservation | None:
+        async with aclosing(self._launchers[handle.launcher].watch(handle)) as changes:
+            async for seen in changes:
+                if seen.alive is False:
+                    return seen
+        return None
 
 
 def lost_error(lost: Mapping[str, ProcessObservation]) -> WorkerLostError:
@@ -91,6 +77,6 @@ def lost_error(lost: Mapping[str, ProcessObservation]) -> WorkerLostError:
         " ".join(told),
         still_running="It is no longer running; the rows committed so far are kept.",
         what_to_do="\n".join(
-            ["Clear the run from launch_worker to go on with the rest. Its last log lines:", *tail]
+            ["Clear the run from its reserve task to go on with the rest. Its last log lines:", *tail]
         ),
     )

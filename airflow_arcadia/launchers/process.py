@@ -7,7 +7,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class ProcessLauncher:
         """Whether its process lives, and its last log lines."""
         return await asyncio.to_thread(self._observe, handle.where)
 
-    async def watch(self, handle: WorkerHandle) -> AsyncIterator[ProcessObservation]:
+    async def watch(self, handle: WorkerHandle) -> AsyncGenerator[ProcessObservation, None]:
         """What it does, every second."""
         while True:
             yield await self.observe(handle)

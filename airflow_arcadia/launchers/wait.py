@@ -1,11 +1,11 @@
-"""Wait until a worker's model is ready, or never will be: what the sensor and the trigger share."""
+"""Wait until a worker's model is ready, or never will be: shared by the sensor and the trigger."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,19 +14,18 @@ from airflow_arcadia.launchers.probe import evidence
 from airflow_arcadia.readiness import Failed, Observation, ProcessObservation, Ready, Waiting, decide
 from airflow_arcadia.worker import WorkerHandle
 
-LEASE_RENEWAL_S = 30.0
 _FIRST_LOOK_S = 2.0
 
 
 @dataclass(frozen=True)
 class Wait:
-    """What to wait for, and whom to tell.
+    """What to wait for, and who is told about it.
 
     :param launcher: the one that launched the worker.
     :param api_key: the worker's, if it asks for one.
     :param started_at: when the wait began, seconds since the epoch; a restarted triggerer keeps it.
     :param poll_interval_s: seconds between two questions to the worker; its process is watched besides.
-    :param renew: renews the lease.
+    :param keep_renewed: renews the lease until it is cancelled.
     :param say: takes one sentence whenever what is waited for changes.
     :param log_line: takes the worker's own log lines; None leaves them where they are.
     """
@@ -37,7 +36,7 @@ class Wait:
     started_at: float
     startup_timeout_s: float
     poll_interval_s: float
-    renew: Callable[[], Awaitable[None]]
+    keep_renewed: Callable[[], Coroutine[Any, Any, None]]
     say: Callable[[str], None]
     log_line: Callable[[str], None] | None = None
 
@@ -60,24 +59,21 @@ class _Latest:
 async def wait_until_decided(wait: Wait) -> Ready | Failed:
     """Block until there is an outcome. Raises what the launcher or the lease says against waiting on."""
     latest = _Latest()
-    helpers = [asyncio.ensure_future(latest.keep(wait))]
+    helpers = [asyncio.ensure_future(latest.keep(wait)), asyncio.ensure_future(wait.keep_renewed())]
     if wait.log_line is not None:
         helpers.append(asyncio.ensure_future(_tail(wait, wait.log_line)))
     try:
-        return await _decided(wait, latest, helpers[0])
+        return await _decided(wait, latest, helpers)
     finally:
         for helper in helpers:
             helper.cancel()
         await asyncio.gather(*helpers, return_exceptions=True)
 
 
-async def _decided(wait: Wait, latest: _Latest, watching: asyncio.Future[None]) -> Ready | Failed:
-    said, renew_at = "", 0.0
-    await _first(latest.changed.wait(), watching, timeout_s=_FIRST_LOOK_S)
+async def _decided(wait: Wait, latest: _Latest, helpers: Sequence[asyncio.Future[None]]) -> Ready | Failed:
+    said = ""
+    await _first(latest.changed.wait(), *helpers, timeout_s=_FIRST_LOOK_S)
     while True:
-        if time.time() >= renew_at:
-            await wait.renew()
-            renew_at = time.time() + LEASE_RENEWAL_S
         latest.changed.clear()
         seen = await _evidence(wait, latest)
         outcome = decide(
@@ -88,7 +84,7 @@ async def _decided(wait: Wait, latest: _Latest, watching: asyncio.Future[None]) 
         if outcome.what != said:
             said = outcome.what
             wait.say(f"{time.time() - wait.started_at:.0f} s: waiting for {said}")
-        await _first(latest.changed.wait(), watching, timeout_s=wait.poll_interval_s)
+        await _first(latest.changed.wait(), *helpers, timeout_s=wait.poll_interval_s)
 
 
 async def _evidence(wait: Wait, latest: _Latest) -> Observation:
@@ -111,16 +107,17 @@ async def _evidence(wait: Wait, latest: _Latest) -> Observation:
 
 
 async def _first(
-    event: Awaitable[object], other: asyncio.Future[Any], timeout_s: float | None = None
+    event: Awaitable[object], *others: asyncio.Future[Any], timeout_s: float | None = None
 ) -> None:
-    """Until one of the two is over; raises what ``other`` raised."""
+    """Until the event or one of ``others`` is over; raises what one of ``others`` raised."""
     waiting = asyncio.ensure_future(event)
-    await asyncio.wait({waiting, other}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({waiting, *others}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await waiting
-    if other.done():
-        other.result()
+    for other in others:
+        if other.done():
+            other.result()
 
 
 async def _tail(wait: Wait, log_line: Callable[[str], None]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_arcadia.exceptions import ArcadiaError
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
+from airflow_arcadia.launchers.renewal import keep_renewed
 from airflow_arcadia.launchers.wait import Wait, wait_until_decided
 from airflow_arcadia.readiness import Failed
 from airflow_arcadia.worker import WorkerHandle
@@ -88,7 +88,7 @@ def model_wait(
         started_at=started_at,
         startup_timeout_s=startup_timeout_s,
         poll_interval_s=poll_interval_s,
-        renew=lambda: leases.renew(handle.lease, time.time()),
+        keep_renewed=lambda: keep_renewed(leases, handle.lease, log),
         say=lambda text: log.info("%s", text),
         # A process of this machine has its log in a file, which the launch names.
         log_line=None if "log" in handle.where else lambda line: log.info("[%s] %s", handle.name, line),

@@ -10,9 +10,9 @@ import pytest
 
 from airflow_arcadia.hooks.kubernetes import kubernetes_api
 from airflow_arcadia.kubernetes.leases import KubernetesLeases, lease_object, parse_lease
+from airflow_arcadia.launchers.renewal import LeaseKeeper
 from airflow_arcadia.lease import Identity, Lease, Owned
 from airflow_arcadia.lease_store import LeaseError
-from airflow_arcadia.operators._lease_renewal import LeaseRenewal
 from tests.loopback_cluster.cluster import Cluster
 
 WHO = Identity("a dag", "manual__2026-11-23T00:00:00+00:00", "answer")
@@ -90,7 +90,7 @@ async def test_a_lease_is_renewed_while_an_event_loop_runs(cluster: Cluster):
         return held.renewed_at
 
     made = await asyncio.to_thread(leases().reserve, WHO, 1_700_000_000.0)
-    with LeaseRenewal(leases(), [made.name], interval_s=0.05) as renewal:
+    with LeaseKeeper(leases(), [made.name]) as renewal:
         deadline = time.monotonic() + 20
         while await asyncio.to_thread(renewed_at) == made.renewed_at and time.monotonic() < deadline:
             assert renewal.error is None

@@ -22,12 +22,12 @@ def test_only_when_the_last_one_is_gone_all_are_lost(store: LeaseStore, lease: L
     stays = run(store, lease, "stays", "import time; time.sleep(600)")
     dies = run(store, lease, "dies", "raise MemoryError('rank 1')")
     launchers = {"process": ProcessLauncher(store, sys.executable)}
-    with WorkerWatch(launchers, [dies], interval_s=0.02) as watch:
+    with WorkerWatch(launchers, [dies]) as watch:
         wait_for(lambda: watch.all_lost, 10, "the loss to be noticed")
     error = watch.error()
     assert "Worker dies ended while the batch ran: MemoryError: rank 1." in error.what
     assert "MemoryError: rank 1" in str(error).splitlines()[-1]
     assert not error.retryable
-    with WorkerWatch(launchers, [stays, dies], interval_s=0.02) as watch:
+    with WorkerWatch(launchers, [stays, dies]) as watch:
         wait_for(lambda: watch._lost, 10, "the loss to be noticed")
         assert not watch.all_lost

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -102,7 +102,7 @@ class PodLauncher:
             return ProcessObservation(None, doing=error.what)
         return _judged(seen, where)
 
-    async def watch(self, handle: WorkerHandle) -> AsyncIterator[ProcessObservation]:
+    async def watch(self, handle: WorkerHandle) -> AsyncGenerator[ProcessObservation, None]:
         """What it does, now and after every change, by a watch; ``alive`` is None while it cannot be read."""
         where = handle.where
         async with self._api.session() as session:
