@@ -6,7 +6,7 @@ as lines of the output and are committed in segments, which are merged in input 
 (:mod:`output`).
 """
 
-from airflow_arcadia.batch.prepare import check_input
+from airflow_arcadia.batch.prepare import check_input, finished_summary
 from airflow_arcadia.batch.progress import Progress
 from airflow_arcadia.batch.runner import run_batch, run_batch_async
 from airflow_arcadia.batch.spec import BatchSpec, BatchSummary, Endpoint
@@ -17,6 +17,7 @@ __all__ = [
     "Endpoint",
     "Progress",
     "check_input",
+    "finished_summary",
     "run_batch",
     "run_batch_async",
 ]

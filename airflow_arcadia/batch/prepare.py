@@ -67,6 +67,18 @@ def check_input(spec: BatchSpec) -> int:
     return found.rows
 
 
+def finished_summary(spec: BatchSpec) -> BatchSummary | None:
+    """The summary of a batch that an earlier attempt finished, or None. Writes nothing.
+
+    Raises :class:`BatchInputError` when the input or the output cannot be used.
+    """
+    source, place = locate(spec), place_of(spec)
+    earlier = _earlier(spec, place, source)
+    if not isinstance(earlier, Finished) or (spec.retry_failed_only and earlier.summary.failed):
+        return None
+    return earlier.summary
+
+
 def prepare(spec: BatchSpec) -> Finished | Ready:
     """Check everything :func:`check_input` checks, and note where the rows are unless that is known."""
     source, place = _look(spec)

@@ -11,13 +11,23 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from airflow_arcadia.batch import BatchSpec, BatchSummary, Endpoint, Progress, check_input, run_batch
+from airflow_arcadia.batch import (
+    BatchSpec,
+    BatchSummary,
+    Endpoint,
+    Progress,
+    check_input,
+    finished_summary,
+    run_batch,
+)
 from airflow_arcadia.batch.batch_api import RemoteBatches
-from airflow_arcadia.exceptions import ArcadiaConfigError, BatchError
+from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError, BatchError
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry_where_useless
 from airflow_arcadia.launchers.monitor import WorkerWatch
-from airflow_arcadia.operators._lease_renewal import LeaseRenewal
+from airflow_arcadia.launchers.renewal import LeaseKeeper
+from airflow_arcadia.operators._requirements import require_handle
 from airflow_arcadia.triggers.batch import ArcadiaBatchInferenceTrigger
+from airflow_arcadia.triggers.timeouts import deferral_timeout
 from airflow_arcadia.validation import mapping
 from airflow_arcadia.worker import WorkerHandle
 
@@ -28,8 +38,8 @@ PROGRESS_KEY = "progress"
 """Key in the task state store under which the last :class:`~airflow_arcadia.batch.Progress` is kept."""
 BATCH_KEY = "batch_id"
 """And the id of a batch that the worker runs."""
-LONGEST_BATCH = timedelta(days=30)
-"""How long to wait for a deferred batch without an ``execution_timeout``."""
+DEFAULT_BATCH_TIMEOUT_S = 24 * 3600.0
+"""How long to wait for a deferred batch: the completion window of OpenAI's Batch API."""
 
 
 class ArcadiaBatchInferenceOperator(BaseOperator):
@@ -48,6 +58,8 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         batch itself (OpenAI's Batch API) and the task defers, so that no slot is held and a restart of
         Airflow does not touch it. Input and output are then read and written by the worker.
     :param progress_interval: seconds between two lines of progress in the log.
+    :param batch_timeout: seconds to wait for a batch that the worker runs; an ``execution_timeout`` that ends
+        before wins.
     :param arcadia_conn_id: connection of type ``arcadia``.
     """
 
@@ -73,6 +85,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         options: Mapping[str, Any] | None = None,
         run_in: str = "task",
         progress_interval: float = 5.0,
+        batch_timeout: float = DEFAULT_BATCH_TIMEOUT_S,
         arcadia_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
@@ -85,16 +98,18 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         self.parameters = parameters
         self.options = options
         self.progress_interval = progress_interval
+        self.batch_timeout = batch_timeout
         self.arcadia_conn_id = arcadia_conn_id
         self._stop = threading.Event()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the batch, and return its summary."""
-        raw = [self.worker] if isinstance(self.worker, Mapping) else list(self.worker)
-        handles = [WorkerHandle.from_dict(item) for item in raw]
         with no_retry_where_useless():
+            handles = self._handles()
             spec = build_spec(self.input, self.output_uri, handles, self.parameters, self.options)
             if self.run_in == "worker":
+                if (done := self._finished(spec)) is not None:
+                    return self._done(done)  # a cleared task needs no worker to find what is answered
                 self._defer_to(handles, spec, context)
             elif self.run_in != "task":
                 raise ArcadiaConfigError(f"run_in is {self.run_in!r}.", what_to_do="Use 'task' or 'worker'.")
@@ -102,8 +117,14 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         return self._done(summary)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
-        """Take the trigger's word. Raises when the batch ended before it was done."""
+        """Return the summary from the trigger's event. Raises when the batch ended before it was done."""
         if event["failed"]:
+            # A worker that ended after its last row cannot say so any more, but its output does.
+            with no_retry_where_useless():
+                spec = build_spec(self.input, self.output_uri, self._handles(), self.parameters, self.options)
+            if (done := self._finished(spec)) is not None:
+                self.log.info("The batch is finished; its worker is not there any more: %s", event["failed"])
+                return self._done(done)
             kind = AirflowException if event["retryable"] else AirflowFailException
             raise kind(event["failed"])
         return self._done(BatchSummary(**event["summary"]))
@@ -117,7 +138,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         hook = ArcadiaHook(self.arcadia_conn_id)
         with (
             WorkerWatch(hook.launchers(), handles) as watch,
-            LeaseRenewal(hook.leases, {handle.lease for handle in handles}) as renewal,
+            LeaseKeeper(hook.leases, {handle.lease for handle in handles}, self.log) as renewal,
         ):
             try:
                 return run_batch(
@@ -133,6 +154,19 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
                 if renewal.error is not None:
                     raise renewal.error from error
                 raise
+
+    def _handles(self) -> list[WorkerHandle]:
+        raw = [self.worker] if isinstance(self.worker, Mapping) or not self.worker else list(self.worker)
+        return [require_handle(item) for item in raw]
+
+    def _finished(self, spec: BatchSpec) -> BatchSummary | None:
+        """The summary of a finished batch, as far as this task can read its output."""
+        try:
+            return finished_summary(spec)
+        except (ArcadiaError, OSError, ImportError) as error:
+            # Input and output are the worker's to read: they need not be readable from here.
+            self.log.info("Whether the batch is finished cannot be seen from this task: %s", error)
+            return None
 
     def _defer_to(self, handles: Sequence[WorkerHandle], spec: BatchSpec, context: Context) -> None:
         if len(handles) != 1:
@@ -152,7 +186,9 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
                 poll_interval=self.progress_interval,
             ),
             method_name="execute_complete",
-            timeout=self.execution_timeout or LONGEST_BATCH,
+            timeout=deferral_timeout(
+                context, self.execution_timeout, timedelta(seconds=float(self.batch_timeout))
+            ),
         )
 
     def _done(self, summary: BatchSummary) -> dict[str, Any]:

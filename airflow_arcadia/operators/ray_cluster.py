@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry_where_useless
+from airflow_arcadia.operators._requirements import require_lease
 from airflow_arcadia.operators.links import RayDashboardLink
 from airflow_arcadia.preflight import require_model
 from airflow_arcadia.ray_cluster.provision import provision
@@ -37,7 +38,7 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
         RayCluster by KubeRay when arcadia-config lists none, none answers, or ``"auto"`` finds none with
         enough free GPUs; else a local head where nothing answers at a loopback address.
     :param ray_cluster_spec: what to make: fields of
-        :class:`~airflow_arcadia.ray_cluster.kuberay.settings.KubeRaySpec`, or ``num_gpus`` (logical GPUs) and
+        :class:`~airflow_arcadia.ray_cluster.kuberay.manifest.KubeRaySpec`, or ``num_gpus`` (logical GPUs) and
         ``num_cpus`` of a local head.
     :param arcadia_conn_id: connection of type ``arcadia``.
     """
@@ -81,6 +82,7 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any] | None:
         """Provision, and return the connection."""
         with no_retry_where_useless():
+            require_lease(self.lease)
             num_gpus = parse_num_gpus(self.num_gpus)
             hook = ArcadiaHook(self.arcadia_conn_id)
             if self.model and not hook.kubernetes_conn_id:
@@ -94,7 +96,7 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
                 self.ray_cluster,
                 num_gpus * self.num_workers,
                 lease=self.lease,
-                backend=hook.ray_backend(self.lease),
+                site=hook.site(self.lease),
                 create=self.create,
                 ray_cluster_spec=self.ray_cluster_spec,
                 busy_wait_s=BUSY_WAIT_S,

@@ -14,16 +14,16 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_arcadia.exceptions import ArcadiaConfigError, TeardownError
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry_where_useless
 from airflow_arcadia.launchers.arcadia_worker.from_yaml import read_worker_manifest
-from airflow_arcadia.lease import DEFAULT_DURATION_S, Identity
+from airflow_arcadia.lease import DEFAULT_DURATION_S, Identity, parse_duration
 from airflow_arcadia.operators._launcher import launcher_of, model_name, parse_limit
+from airflow_arcadia.operators._requirements import optional, require_lease
+from airflow_arcadia.operators._scope import failed_first, run_is_failed
 from airflow_arcadia.operators.links import WorkerLink
 from airflow_arcadia.preflight import require_model
 from airflow_arcadia.worker import RayConnection, WorkerSpec, parse_num_gpus
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-
-FAILED_STATES = frozenset({"failed", "upstream_failed"})
 
 
 class ArcadiaReserveWorkerOperator(BaseOperator):
@@ -33,18 +33,19 @@ class ArcadiaReserveWorkerOperator(BaseOperator):
     a setup must have nothing to lose. Returns the lease's name, equal for every retry of the same run.
 
     :param group: what the lease is for; with the DAG, the run and the map index it makes its name.
-    :param lease_duration: seconds the lease holds without a renewal by a later task.
+    :param lease_duration: seconds the lease holds without a renewal, 15 s to 7 days. It is renewed every
+        third of that while a task of the group runs or waits; a worker outlives all of Airflow for that long.
     :param arcadia_conn_id: connection of type ``arcadia``.
     """
 
-    template_fields: Sequence[str] = ("group", "arcadia_conn_id")
+    template_fields: Sequence[str] = ("group", "lease_duration", "arcadia_conn_id")
     ui_color = "#e8f4ea"
 
     def __init__(
         self,
         *,
         group: str = "worker",
-        lease_duration: float = DEFAULT_DURATION_S,
+        lease_duration: float | str = DEFAULT_DURATION_S,
         arcadia_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
@@ -55,13 +56,9 @@ class ArcadiaReserveWorkerOperator(BaseOperator):
 
     def execute(self, context: Context) -> str:
         """Reserve, and return the lease's name."""
-        ti = context["ti"]
-        identity = Identity(
-            ti.dag_id, context["run_id"], self.group, -1 if ti.map_index is None else ti.map_index
-        )
         with no_retry_where_useless():
             lease = ArcadiaHook(self.arcadia_conn_id).leases.reserve(
-                identity, time.time(), self.lease_duration
+                identity_of(context, self.group), time.time(), parse_duration(self.lease_duration)
             )
         self.log.info("Reserved lease %s for %.0f s at a time.", lease.name, lease.duration_s)
         return lease.name
@@ -162,6 +159,7 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Launch, and return the handle."""
         with no_retry_where_useless():
+            require_lease(self.lease)
             hook = ArcadiaHook(self.arcadia_conn_id)
             ray = RayConnection.from_dict(self.ray) if self.ray else None
             chosen = hook.launcher_name(self.launcher)
@@ -231,24 +229,28 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
 
 
 class ArcadiaTeardownWorkerOperator(BaseOperator):
-    """End everything the lease owns and wait until it is gone; right whenever and however often it runs.
+    """End everything the lease owns and wait until it is gone. Idempotent.
 
     Made to be a *teardown* task with ``on_failure_fail_dagrun=True``. That makes it decide the run's
-    state, so it fails, after cleaning up, when a task of its scope failed: a failed run must not turn green.
+    state, so it fails, after cleaning up, when a task of its scope failed or the run was marked failed
+    meanwhile: a failed run must not turn green.
 
     :param lease: name of the lease.
+    :param group: what the lease is for, as in ``ArcadiaReserveWorkerOperator``: finds the lease of a reserve
+        task that was marked instead of run, and so returned no name.
     :param grace: seconds a process may take to end before it is killed.
     :param fail_with_scope: whether to fail when a task upstream failed.
     :param arcadia_conn_id: connection of type ``arcadia``.
     """
 
-    template_fields: Sequence[str] = ("lease", "arcadia_conn_id")
+    template_fields: Sequence[str] = ("lease", "group", "arcadia_conn_id")
     ui_color = "#f5e6df"
 
     def __init__(
         self,
         *,
         lease: str,
+        group: str | None = None,
         grace: float = 30.0,
         fail_with_scope: bool = True,
         arcadia_conn_id: str = DEFAULT_CONN_ID,
@@ -256,30 +258,48 @@ class ArcadiaTeardownWorkerOperator(BaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.lease = lease
+        self.group = group
         self.grace = grace
         self.fail_with_scope = fail_with_scope
         self.arcadia_conn_id = arcadia_conn_id
 
     def execute(self, context: Context) -> None:
         """Tear down. Raises :class:`TeardownError` when something is still there."""
-        hook = ArcadiaHook(self.arcadia_conn_id)
-        left = hook.end(self.lease, grace_s=self.grace)
+        with no_retry_where_useless():
+            lease = self._lease(context)
+            left = ArcadiaHook(self.arcadia_conn_id).end(lease, grace_s=self.grace)
         if left:
             raise TeardownError(
-                f"Teardown of lease {self.lease} could not end everything.",
+                f"Teardown of lease {lease} could not end everything.",
                 still_running=f"Still there: {'; '.join(left)}.",
                 what_to_do="Clear this task to try again, or end these by hand.",
             )
-        self.log.info("Lease %s and all it owned are gone.", self.lease)
-        if self.fail_with_scope and (failed := self._failed_upstream(context)):
+        self.log.info("Lease %s and all it owned are gone.", lease)
+        if not self.fail_with_scope:
+            return
+        if failed := failed_first(context, self._upstream_in_order()):
+            names = ", ".join(failed)
             raise AirflowFailException(
-                f"Cleaned up, and nothing is left running; the run fails because {', '.join(failed)} failed."
+                f"Cleaned up, and nothing is left running; the run fails because {names} failed."
+            )
+        if run_is_failed(context):
+            raise AirflowFailException(
+                "Cleaned up, and nothing is left running; the run fails because it was marked failed."
             )
 
-    def _failed_upstream(self, context: Context) -> list[str]:
-        ti: Any = context["ti"]
-        upstream = sorted(self.get_flat_relative_ids(upstream=True))
-        if not upstream:
-            return []
-        states = ti.get_task_states(dag_id=ti.dag_id, run_ids=[context["run_id"]], task_ids=upstream)
-        return [task for run in states.values() for task, state in run.items() if state in FAILED_STATES]
+    def _upstream_in_order(self) -> list[str]:
+        """Every task upstream, each after those it depends on."""
+        ids = self.get_flat_relative_ids(upstream=True)
+        depth = {i: len(self.dag.get_task(i).get_flat_relative_ids(upstream=True)) for i in ids}
+        return sorted(ids, key=lambda i: (depth[i], i))
+
+    def _lease(self, context: Context) -> str:
+        if optional(self.lease) is None and self.group:
+            return identity_of(context, self.group).lease_name
+        return require_lease(self.lease)
+
+
+def identity_of(context: Context, group: str) -> Identity:
+    """Whom the lease of that group belongs to in this run."""
+    ti = context["ti"]
+    return Identity(ti.dag_id, context["run_id"], group, -1 if ti.map_index is None else ti.map_index)

@@ -15,9 +15,10 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry_where_useless
 from airflow_arcadia.launchers.probe import observe
 from airflow_arcadia.launchers.wait import wait_until_decided
+from airflow_arcadia.operators._requirements import require_handle
 from airflow_arcadia.readiness import Failed, Outcome, Ready, Waiting, decide
+from airflow_arcadia.triggers.timeouts import deferral_timeout
 from airflow_arcadia.triggers.worker import ArcadiaModelReadyTrigger, model_wait
-from airflow_arcadia.worker import WorkerHandle
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -66,10 +67,15 @@ class ArcadiaModelReadySensor(BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         """Wait, here or in the triggerer, and return the handle."""
+        with no_retry_where_useless():
+            require_handle(self.worker)
         self._started_at = time.time()
         if not self.deferrable and self.mode == "poke":
             return self._wait()
         if not self.deferrable:
+            # Every look is a process of its own; the wait began with the first of this attempt.
+            first: Any = context["ti"].get_first_reschedule_date(context)
+            self._started_at = first.timestamp() if first else self._started_at
             return super().execute(context)
         if self.poke(context).is_done:
             return dict(self.worker)
@@ -82,12 +88,14 @@ class ArcadiaModelReadySensor(BaseSensorOperator):
                 poll_interval=self.poll_interval,
             ),
             method_name="execute_complete",
-            timeout=timedelta(seconds=self.startup_timeout + _BEYOND_S),
+            timeout=deferral_timeout(
+                context, self.execution_timeout, timedelta(seconds=self.startup_timeout + _BEYOND_S)
+            ),
         )
         return None
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
-        """Take the trigger's word. Raises when the worker will not be ready."""
+        """Return the handle from the trigger's event. Raises when the worker will not be ready."""
         if event["failed"]:
             raise AirflowFailException(event["failed"])
         self.log.info("The model is ready at %s.", event["handle"]["url"])
@@ -95,10 +103,10 @@ class ArcadiaModelReadySensor(BaseSensorOperator):
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Look once. Raises when the worker will not be ready."""
-        handle = WorkerHandle.from_dict(self.worker)
-        hook = ArcadiaHook(self.arcadia_conn_id)
         now = time.time()
         with no_retry_where_useless():
+            handle = require_handle(self.worker)
+            hook = ArcadiaHook(self.arcadia_conn_id)
             hook.leases.update(handle.lease, lambda held: held.renew(now))
             seen = asyncio.run(observe(hook.launcher(handle.launcher), handle, hook.api_key))
         outcome = decide(
@@ -112,7 +120,7 @@ class ArcadiaModelReadySensor(BaseSensorOperator):
         with no_retry_where_useless():
             wait = model_wait(
                 ArcadiaHook(self.arcadia_conn_id),
-                WorkerHandle.from_dict(self.worker),
+                require_handle(self.worker),
                 started_at=self._started_at,
                 startup_timeout_s=self.startup_timeout,
                 poll_interval_s=self.poll_interval,

@@ -8,6 +8,7 @@ from typing import Any
 from airflow.sdk import TaskGroup
 
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID
+from airflow_arcadia.lease import DEFAULT_DURATION_S
 from airflow_arcadia.operators.batch import ArcadiaBatchInferenceOperator, ArcadiaCheckBatchInputOperator
 from airflow_arcadia.operators.ray_cluster import ArcadiaProvisionRayClusterOperator
 from airflow_arcadia.operators.worker import (
@@ -44,6 +45,7 @@ class ArcadiaWorkerGroup(TaskGroup):
     :param deferrable: wait for the model in the triggerer; None takes Airflow's default.
     :param check_inputs: False for inputs that a task inside the group makes.
     :param teardown_retries: how often a failed teardown is tried again by Airflow.
+    :param lease_duration: seconds that a worker outlives the last renewal by Airflow, 15 s to 7 days.
     :param arcadia_conn_id: connection of type ``arcadia``.
     :param worker_kwargs: further parameters of ``ArcadiaLaunchWorkerOperator``, e.g. ``max_num_seqs``.
     :param task_group_kwargs: further parameters of Airflow's ``TaskGroup``.
@@ -67,6 +69,7 @@ class ArcadiaWorkerGroup(TaskGroup):
         deferrable: bool | None = None,
         check_inputs: bool = True,
         teardown_retries: int = 2,
+        lease_duration: float | str = DEFAULT_DURATION_S,
         arcadia_conn_id: str = DEFAULT_CONN_ID,
         worker_kwargs: Mapping[str, Any] | None = None,
         **task_group_kwargs: Any,
@@ -74,7 +77,9 @@ class ArcadiaWorkerGroup(TaskGroup):
         super().__init__(group_id=group_id, **task_group_kwargs)
         self.check_inputs = check_inputs
         common: dict[str, Any] = {"task_group": self, "dag": self.dag, "arcadia_conn_id": arcadia_conn_id}
-        self.reserve = ArcadiaReserveWorkerOperator(task_id="reserve", group=str(self.group_id), **common)
+        self.reserve = ArcadiaReserveWorkerOperator(
+            task_id="reserve", group=str(self.group_id), lease_duration=lease_duration, **common
+        )
         lease: Any = self.reserve.output
         self.provision = ArcadiaProvisionRayClusterOperator(
             task_id="provision_ray_cluster",
@@ -116,7 +121,11 @@ class ArcadiaWorkerGroup(TaskGroup):
             self.launches.append(launch)
             self.ready.append(ready)
         self.teardown = ArcadiaTeardownWorkerOperator(
-            task_id="teardown_worker", lease=lease, retries=teardown_retries, **common
+            task_id="teardown_worker",
+            lease=lease,
+            group=str(self.group_id),
+            retries=teardown_retries,
+            **common,
         )
         self.reserve >> self.provision
 

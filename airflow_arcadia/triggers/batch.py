@@ -10,12 +10,16 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_arcadia.batch import Endpoint, Progress
-from airflow_arcadia.batch.batch_api import Completed, Ended, RemoteBatches, Running, judge
+from airflow_arcadia.batch.batch_api import Completed, Ended, RemoteBatches, Running, State, judge
 from airflow_arcadia.exceptions import ArcadiaError, BatchError
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
+from airflow_arcadia.launchers.base import Launcher
 from airflow_arcadia.launchers.monitor import lost_error
-from airflow_arcadia.launchers.wait import LEASE_RENEWAL_S
+from airflow_arcadia.launchers.renewal import keep_renewed
 from airflow_arcadia.worker import WorkerHandle
+
+UNREACHABLE_TIMEOUT_S = 600.0
+"""How long a worker that lives may leave every question about its batch unanswered."""
 
 
 class ArcadiaBatchInferenceTrigger(BaseTrigger):
@@ -28,6 +32,7 @@ class ArcadiaBatchInferenceTrigger(BaseTrigger):
     :param batch_id: the batch at the worker.
     :param arcadia_conn_id: connection of type ``arcadia``.
     :param poll_interval: seconds between two looks.
+    :param unreachable_timeout: seconds that looks may fail one after the other before the trigger fires.
     """
 
     def __init__(
@@ -36,16 +41,18 @@ class ArcadiaBatchInferenceTrigger(BaseTrigger):
         batch_id: str,
         arcadia_conn_id: str,
         poll_interval: float,
+        unreachable_timeout: float = UNREACHABLE_TIMEOUT_S,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.handle = dict(handle)
         self.batch_id = batch_id
         self.arcadia_conn_id = arcadia_conn_id
         self.poll_interval = poll_interval
+        self.unreachable_timeout = unreachable_timeout
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Class path and arguments, as Airflow stores them."""
-        names = ("handle", "batch_id", "arcadia_conn_id", "poll_interval")
+        names = ("handle", "batch_id", "arcadia_conn_id", "poll_interval", "unreachable_timeout")
         return f"{type(self).__module__}.{type(self).__qualname__}", {n: getattr(self, n) for n in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -57,44 +64,69 @@ class ArcadiaBatchInferenceTrigger(BaseTrigger):
         except ArcadiaError as error:
             yield _event(failed=str(error))
             return
-        batches = RemoteBatches(Endpoint(handle.url, hook.api_key))
+        renewing = asyncio.ensure_future(keep_renewed(leases, handle.lease, self.log))
+        try:
+            yield await self._ended(handle, launcher, Endpoint(handle.url, hook.api_key), renewing)
+        finally:
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
+
+    async def _ended(
+        self, handle: WorkerHandle, launcher: Launcher, endpoint: Endpoint, renewing: asyncio.Future[Any]
+    ) -> TriggerEvent:
+        """Poll until the batch has ended, or cannot be waited for any longer."""
+        batches = RemoteBatches(endpoint)
         said: Progress | None = None
-        renew_at = 0.0
+        answered_at = time.monotonic()
         while True:
             try:
-                if time.time() >= renew_at:
-                    await leases.renew(handle.lease, time.time())
-                    renew_at = time.time() + LEASE_RENEWAL_S
-                state = judge(await batches.get(self.batch_id))
+                state: State = judge(await batches.get(self.batch_id))
+                answered_at = time.monotonic()
             except BatchError as error:
-                seen = await launcher.observe(handle)
-                if seen.alive is False:
-                    yield _event(failed=str(lost_error({handle.name: seen})))
-                    return
-                if not error.retryable:
-                    yield _event(failed=str(error))
-                    return
-                # A server that is busy or being restarted: the batch may go on.
-                self.log.warning("%s", error)
-            except ArcadiaError as error:
-                yield _event(failed=str(error))
-                return
+                if (event := await self._judge_silence(error, handle, launcher, answered_at)) is not None:
+                    return event
             else:
                 if isinstance(state, Completed):
-                    yield _event(summary=state.summary)
-                    return
+                    return _event(summary=state.summary)
                 if isinstance(state, Ended):
-                    yield _event(failed=state.what, retryable=True)
-                    return
+                    return _event(failed=state.what, retryable=True)
                 if isinstance(state, Running) and state.progress and state.progress != said:
                     said = state.progress
                     self.log.info("%s", said)
+                if renewing.done():
+                    # The batch was asked first: one that is done needs no lease any more.
+                    return _event(failed=str(renewing.exception()))
             await asyncio.sleep(self.poll_interval)
+
+    async def _judge_silence(
+        self, error: BatchError, handle: WorkerHandle, launcher: Launcher, answered_at: float
+    ) -> TriggerEvent | None:
+        """What a question that was not answered means; None: ask again."""
+        try:
+            seen = await launcher.observe(handle)
+        except ArcadiaError as unread:  # could not read is never absent
+            self.log.warning("%s", unread)
+        else:
+            if seen.alive is False:
+                return _event(failed=str(lost_error({handle.name: seen})))
+        if not error.retryable:
+            return _event(failed=str(error))
+        silent_s = time.monotonic() - answered_at
+        if silent_s >= self.unreachable_timeout:
+            return _event(
+                failed=f"No answer about {self.batch_id} for {silent_s:.0f} s. {error}", retryable=True
+            )
+        self.log.warning("%s", error)
+        return None
 
     async def on_kill(self) -> None:
         """A user ended the task: cancel the batch; what is committed is kept."""
-        hook = await ArcadiaHook.loaded(self.arcadia_conn_id)
-        await RemoteBatches(Endpoint(self.handle["url"], hook.api_key)).cancel(self.batch_id)
+        try:
+            hook = await ArcadiaHook.loaded(self.arcadia_conn_id)
+            await RemoteBatches(Endpoint(self.handle["url"], hook.api_key)).cancel(self.batch_id)
+        except ArcadiaError as error:
+            # The teardown ends the worker and the batch with it.
+            self.log.warning("%s was not cancelled: %s", self.batch_id, error)
 
 
 def _event(

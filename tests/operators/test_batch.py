@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 
+from airflow_arcadia.batch.batch_api import RemoteBatches
 from airflow_arcadia.exceptions import BatchError
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.lease_store import LeaseError, LeaseStore
@@ -71,7 +73,12 @@ def check(tmp_path: Path, content: bytes | None, **batch: Any) -> list[int]:
 async def answer(worker: Any, tmp_path: Path, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run the operator in a thread, as a task would; its summary and its context."""
     context = make_context()
-    operator = ArcadiaBatchInferenceOperator(
+    operator = batch(worker, tmp_path, **kwargs)
+    return await asyncio.to_thread(operator.execute, context), context
+
+
+def batch(worker: Any, tmp_path: Path, **kwargs: Any) -> ArcadiaBatchInferenceOperator:
+    return ArcadiaBatchInferenceOperator(
         task_id="answer",
         worker=worker,
         input=str(tmp_path / "in.jsonl"),
@@ -79,7 +86,6 @@ async def answer(worker: Any, tmp_path: Path, **kwargs: Any) -> tuple[dict[str, 
         progress_interval=0.05,
         **kwargs,
     )
-    return await asyncio.to_thread(operator.execute, context), context
 
 
 def rows(tmp_path: Path) -> list[dict[str, Any]]:
@@ -174,7 +180,7 @@ async def test_a_form_that_was_left_empty_means_the_models_default(
     assert "seed" not in engine.bodies[-1]
 
 
-async def test_progress_renews_the_lease(worker: dict, tmp_path: Path, store: LeaseStore, lease: Lease):
+async def test_a_batch_keeps_its_lease_renewed(worker: dict, tmp_path: Path, store: LeaseStore, lease: Lease):
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
     await answer(worker, tmp_path)
     renewed = store.read(lease.name)
@@ -221,6 +227,41 @@ async def test_a_retry_of_a_finished_batch_sends_nothing(worker: dict, tmp_path:
     again, _ = await answer(worker, tmp_path)
     assert again == first
     assert engine.seen["a"] == 1
+
+
+async def test_a_finished_batch_of_a_worker_that_is_gone_is_green(
+    worker: dict, tmp_path: Path, engine: FakeEngine
+):
+    """Airflow was away for longer than the lease, or only the batch was cleared: the output says it all."""
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    first, _ = await answer(worker, tmp_path)
+    gone = {**worker, "url": "http://127.0.0.1:9", "where": {**worker["where"], "pid": 2**22}}
+    cleared, _ = await answer(gone, tmp_path, run_in="worker")
+    assert cleared == first
+    operator = batch(gone, tmp_path, run_in="worker")
+    event = {"failed": "Worker w ended while the batch ran.", "summary": None, "retryable": False}
+    assert operator.execute_complete(make_context(), event) == first
+    (tmp_path / "in.jsonl").write_text('{"prompt": "b"}\n')
+    with pytest.raises(AirflowFailException, match="ended while the batch ran"):
+        operator.execute_complete(make_context(), event)
+
+
+@pytest.mark.parametrize(
+    ("given", "timeout"),
+    [({}, 24 * 3600), ({"batch_timeout": 60}, 60), ({"execution_timeout": timedelta(seconds=8)}, 8)],
+)
+async def test_a_deferred_batch_has_a_time_out(
+    worker: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], timeout: float
+):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+
+    async def submit(self: object, spec: object) -> str:
+        return "batch_1"
+
+    monkeypatch.setattr(RemoteBatches, "submit", submit)
+    with pytest.raises(TaskDeferred) as deferred:
+        await answer(worker, tmp_path, run_in="worker", **given)
+    assert deferred.value.timeout == timedelta(seconds=timeout)
 
 
 async def test_on_kill_keeps_what_is_answered_and_a_retry_goes_on(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
+from airflow.sdk.exceptions import AirflowFailException, AirflowRescheduleException, TaskDeferred
 
 from airflow_arcadia.launchers.process import ProcessLauncher
 from airflow_arcadia.lease import Lease
@@ -78,6 +79,29 @@ def test_a_deferred_wait_has_a_time_out_and_survives_serialisation(
     path, arguments = deferred.value.trigger.serialize()
     assert path == "airflow_arcadia.triggers.worker.ArcadiaModelReadyTrigger"
     assert ArcadiaModelReadyTrigger(**arguments).serialize() == (path, arguments)
+
+
+def test_execution_timeout_holds_while_the_wait_is_deferred(
+    store: LeaseStore, lease: Lease, worker_python: str
+):
+    handle = launch(store, lease, worker_python)
+    with pytest.raises(TaskDeferred) as deferred:
+        sensor(handle, deferrable=True, execution_timeout=timedelta(seconds=8)).execute(make_context())
+    assert deferred.value.timeout is not None
+    assert deferred.value.timeout <= timedelta(seconds=8)
+
+
+def test_a_rescheduled_wait_counts_from_its_first_look(store: LeaseStore, lease: Lease, worker_python: str):
+    handle = launch(store, lease, worker_python)
+    context = make_context()
+    began = datetime.now(timezone.utc) - timedelta(seconds=1000)
+    context["ti"].get_first_reschedule_date = lambda _: began
+    again = sensor(handle, deferrable=False, mode="reschedule", startup_timeout=500)
+    with pytest.raises(AirflowFailException, match="not ready within 500 s"):
+        again.execute(context)
+    context["ti"].get_first_reschedule_date = lambda _: None  # a retry is a new wait
+    with pytest.raises(AirflowRescheduleException):
+        again.execute(context)
 
 
 def test_a_wait_that_takes_too_long_says_what_it_waited_for(
