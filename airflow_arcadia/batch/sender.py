@@ -26,7 +26,7 @@ from airflow_arcadia.batch.retry_policy import (
 )
 from airflow_arcadia.batch.row_queue import Work, WorkQueue
 from airflow_arcadia.batch.spec import BatchSpec
-from airflow_arcadia.batch.transport.http_client import AnswerTimeout, ConnectionLost
+from airflow_arcadia.batch.transport.http_client import AnswerTimeout, BadAnswer, ConnectionLost
 from airflow_arcadia.batch.transport.server import Server, end_tasks
 from airflow_arcadia.exceptions import BatchError, BatchInputError
 
@@ -120,6 +120,8 @@ class Lanes:
             return connection_lost(str(error))
         except AnswerTimeout:
             return timed_out(self.spec.request_timeout_s)
+        except BadAnswer as error:
+            return Failure("server_error", str(error), retry=True)
         finally:
             server.in_flight -= 1
         server.answered += 1

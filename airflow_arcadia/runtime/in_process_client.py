@@ -36,6 +36,10 @@ class InProcessClient:
         """End requests that have waited longer for their answer: they fail with :class:`AnswerTimeout`."""
         self._end(AnswerTimeout(f"no answer within {seconds:g} s"), time.monotonic() - seconds)
 
+    async def close(self) -> None:
+        """End all requests."""
+        self.drop_connections()
+
     async def _wait(self, work: Coroutine[Any, Any, Response]) -> Response:
         task = asyncio.get_running_loop().create_task(work)
         self._since[task] = time.monotonic()

@@ -12,8 +12,7 @@ import uvicorn
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, run_batch_async
 from airflow_arcadia.batch.openai_format import CHAT
-from airflow_arcadia.batch.transport.bundle_sender import BundlingClient
-from airflow_arcadia.batch.transport.bundles import PATH, Answers, pack
+from airflow_arcadia.batch.transport.bundles import PATH, Answers, BundlingClient, pack
 from airflow_arcadia.batch.transport.http_client import HttpClient
 from airflow_arcadia.ports import free_port
 from airflow_arcadia.runtime.middleware import ArcadiaMiddleware

@@ -12,7 +12,7 @@ import re
 import time
 from dataclasses import dataclass
 
-from airflow_arcadia.batch.transport.http_client import AnswerTimeout, ConnectionLost
+from airflow_arcadia.batch.transport.http_client import AnswerTimeout, BadAnswer, ConnectionLost
 from airflow_arcadia.batch.transport.server import Server
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,6 @@ async def watch(server: Server, timeout: float) -> None:
 async def _read_tokens(server: Server, timeout: float) -> float | None:
     try:
         response = await asyncio.wait_for(server.client.get("/metrics"), max(timeout, 1.0))
-    except (ConnectionLost, AnswerTimeout, asyncio.TimeoutError):
+    except (ConnectionLost, AnswerTimeout, BadAnswer, asyncio.TimeoutError):
         return None
     return count_tokens(response.body) if response.status == 200 else None

@@ -1,25 +1,36 @@
-"""HTTP/1.1 over kept connections, one request at a time on each: what a batch needs, and fast.
+"""Requests to one server over a pool of kept connections, on aiohttp.
 
-A general client spends more time per request than an engine that answers a small model's row. Parsing is
-httptools'; proxies and redirects are left out on purpose: bulk goes straight to the worker.
+:class:`Client` is what a batch asks of its connection to a server; :class:`HttpClient` is the one for servers
+in other processes. Redirects are not followed: they would take the API key elsewhere.
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
+import socket
 import ssl
 import time
-from collections.abc import Callable
-from typing import NamedTuple, Protocol, cast
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-import httptools
+import aiohttp
 
 from airflow_arcadia.exceptions import BatchInputError
 
 IDLE_SECONDS = 4.0
 """Connections unused for longer are not used again: vLLM's server closes them after 5 s."""
 CONNECT_TIMEOUT = 10.0
+MAX_ANSWER_BYTES = 64 * 2**20
+"""A longer answer is refused: it is a stream without an end, not an answer."""
+_STALE_S = 1.0
+"""A kept connection that ends within this time of being used again was closed by the server before."""
+_LARGE_BODY = 2**20 - 1
+"""aiohttp wants larger bodies in pieces."""
+_VANISHED_MS = 60_000
+"""A peer whose kernel acknowledges nothing for this long is gone, e.g. its node was switched off."""
 
 
 class Response(NamedTuple):
@@ -31,21 +42,29 @@ class Response(NamedTuple):
 
 
 class ConnectionLost(Exception):
-    """The connection ended, or never came about, before the answer was whole."""
+    """The connection ended before the answer was whole."""
+
+
+class NotConnected(ConnectionLost):
+    """The connection never came about: nothing was sent."""
 
 
 class AnswerTimeout(Exception):
     """No whole answer came in time."""
 
 
+class BadAnswer(Exception):
+    """What came back is not an answer to the request: too long, or not in the protocol's form."""
+
+
 class Client(Protocol):
-    """What a batch asks of its way to a server. One event loop only."""
+    """What a batch asks of its connection to a server. One event loop only."""
 
     async def post(self, path: str, body: bytes) -> Response:
-        """Send JSON. Raises :class:`ConnectionLost` and :class:`AnswerTimeout`."""
+        """Send JSON. Raises :class:`ConnectionLost`, :class:`AnswerTimeout` and :class:`BadAnswer`."""
 
     async def get(self, path: str) -> Response:
-        """Raises :class:`ConnectionLost` and :class:`AnswerTimeout`."""
+        """Raises :class:`ConnectionLost`, :class:`AnswerTimeout` and :class:`BadAnswer`."""
 
     def drop_connections(self) -> None:
         """End all requests that wait for an answer: they fail with :class:`ConnectionLost`."""
@@ -53,9 +72,43 @@ class Client(Protocol):
     def expire(self, seconds: float) -> None:
         """End requests that have waited longer for their answer: they fail with :class:`AnswerTimeout`."""
 
+    async def close(self) -> None:
+        """End all requests and release what the client holds."""
+
+
+class PendingRequests:
+    """Requests in progress, each of which can be ended from outside with an error of its own."""
+
+    def __init__(self) -> None:
+        self._since: dict[asyncio.Task[Response], float] = {}
+        self._reasons: dict[asyncio.Task[Response], Exception] = {}
+
+    async def run(self, request: Coroutine[Any, Any, Response]) -> Response:
+        """Await the request. Cancelling this cancels the request."""
+        task = asyncio.get_running_loop().create_task(request)
+        self._since[task] = time.monotonic()
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if (reason := self._reasons.pop(task, None)) is not None:
+                raise reason from None
+            task.cancel()
+            raise
+        finally:
+            del self._since[task]
+
+    def end(self, reason: Exception, older_than: float = 0.0) -> None:
+        """Fail every request that is older than so many seconds; each gets a copy of the reason."""
+        began_before = time.monotonic() - older_than
+        for task, since in self._since.items():
+            if since <= began_before and not task.done():
+                # Each its own: an error that is raised twice carries both tracebacks.
+                self._reasons[task] = type(reason)(*reason.args)
+                task.cancel()
+
 
 class HttpClient:
-    """Requests to one server over a pool of kept connections. One event loop only.
+    """Requests to one server. The certificates that ``SSL_CERT_FILE`` names are trusted, too.
 
     :param url: base URL, ``http`` or ``https``.
     :param api_key: sent as ``Authorization: Bearer``.
@@ -64,172 +117,150 @@ class HttpClient:
     def __init__(self, url: str, api_key: str | None = None) -> None:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise BatchInputError(f"{url!r} is no HTTP URL.", what_to_do="Use http://host:port.")
+            raise BatchInputError(f"{url!r} is not an HTTP URL.", what_to_do="Use http://host:port.")
         if api_key and not api_key.isprintable():
             raise BatchInputError("The API key has control characters.", what_to_do="Correct the key.")
-        self._host, self._path = parts.hostname, parts.path.rstrip("/").removesuffix("/v1")
-        self._ssl = ssl.create_default_context() if parts.scheme == "https" else None
-        self._port = parts.port or (443 if self._ssl else 80)
-        self._headers = f"Host: {parts.netloc.rpartition('@')[2]}\r\nAccept: application/json\r\n"
+        path = parts.path.rstrip("/").removesuffix("/v1")
+        self._base = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{path}"
+        self._secure = parts.scheme == "https"
+        self._headers = {"Accept": "application/json"}
         if api_key:
-            self._headers += f"Authorization: Bearer {api_key}\r\n"
-        self._idle: list[_Connection] = []
-        self._open: set[_Connection] = set()
-        self._heads: dict[str, bytes] = {}
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._pending = PendingRequests()
+        self._session: aiohttp.ClientSession | None = None
 
     async def post(self, path: str, body: bytes, on_chunk: Callable[[bytes], None] | None = None) -> Response:
-        """Send JSON. Raises :class:`ConnectionLost` and :class:`AnswerTimeout`.
+        """Send JSON. Raises :class:`ConnectionLost`, :class:`AnswerTimeout` and :class:`BadAnswer`.
 
         :param on_chunk: takes the body as it comes, if the status is 200; the answer then has none.
         """
-        head = self._heads.get(path)
-        if head is None:
-            text = f"POST {self._path}{path} HTTP/1.1\r\n{self._headers}Content-Type: application/json\r\n"
-            head = self._heads[path] = (text + "Content-Length: ").encode("latin-1")
-        return await self._exchange(b"%b%d\r\n\r\n%b" % (head, len(body), body), on_chunk)
+        return await self._pending.run(self._exchange("POST", path, body, on_chunk))
 
     async def get(self, path: str) -> Response:
-        """Raises :class:`ConnectionLost` and :class:`AnswerTimeout`."""
-        return await self._exchange(
-            f"GET {self._path}{path} HTTP/1.1\r\n{self._headers}\r\n".encode("latin-1")
-        )
+        """Raises :class:`ConnectionLost`, :class:`AnswerTimeout` and :class:`BadAnswer`."""
+        return await self._pending.run(self._exchange("GET", path, None, None))
 
     def drop_connections(self) -> None:
-        """End all connections: requests that wait for an answer fail with :class:`ConnectionLost`."""
-        for connection in list(self._open):
-            connection.close()
-        self._idle.clear()
+        """End all requests that wait for an answer: they fail with :class:`ConnectionLost`."""
+        self._pending.end(ConnectionLost("it was closed"))
 
     def expire(self, seconds: float) -> None:
         """End requests that have waited longer for their answer: they fail with :class:`AnswerTimeout`."""
-        oldest = time.monotonic() - seconds
-        for connection in list(self._open):
-            if connection.waiting and connection.used_at < oldest:
-                connection.close(AnswerTimeout(f"no answer within {seconds:g} s"))
+        self._pending.end(AnswerTimeout(f"no answer within {seconds:g} s"), seconds)
 
-    async def _exchange(self, data: bytes, on_chunk: Callable[[bytes], None] | None = None) -> Response:
+    async def close(self) -> None:
+        """End all requests and close all connections."""
+        self.drop_connections()
+        if self._session is not None:
+            session, self._session = self._session, None
+            await session.close()
+
+    async def _exchange(
+        self, method: str, path: str, body: bytes | None, on_chunk: Callable[[bytes], None] | None
+    ) -> Response:
+        resent = False
         while True:
-            connection = self._reuse()
-            kept = connection is not None
-            if connection is None:
-                connection = await self._connect()
+            use = _Use(time.monotonic())
             try:
-                response = await connection.exchange(data, on_chunk)
+                return await self._send(method, path, body, on_chunk, use)
+            except NotConnected as error:
+                # The first time it may have reached the server, which may have died of it.
+                raise ConnectionLost(*error.args) if resent else error from error
             except ConnectionLost:
-                # The server may close a kept connection just when it is used again: no one's failure.
-                if kept and not connection.answering and not connection.dropped:
-                    continue
-                raise
-            except BaseException:
-                connection.close()
-                raise
-            if connection.reusable:
-                connection.used_at = time.monotonic()
-                self._idle.append(connection)
-            else:
-                connection.close()
-            return response
+                if resent or not use.is_stale(time.monotonic()):
+                    raise
+                resent = True
 
-    def _reuse(self) -> _Connection | None:
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.closed:
-                continue
-            if time.monotonic() - connection.used_at < IDLE_SECONDS:
-                return connection
-            connection.close()
-        return None
-
-    async def _connect(self) -> _Connection:
-        loop = asyncio.get_running_loop()
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        on_chunk: Callable[[bytes], None] | None,
+        use: _Use,
+    ) -> Response:
+        data = io.BytesIO(body) if body is not None and len(body) > _LARGE_BODY else body
+        headers = {"Content-Type": "application/json"} if body is not None else None
         try:
-            _, connection = await asyncio.wait_for(
-                loop.create_connection(
-                    lambda: _Connection(self._open.discard), self._host, self._port, ssl=self._ssl
-                ),
-                CONNECT_TIMEOUT,
+            async with self._open_session().request(
+                method,
+                self._base + path,
+                data=data,
+                headers=headers,
+                allow_redirects=False,
+                trace_request_ctx=use,
+            ) as answer:
+                use.answered = True
+                if on_chunk is not None and answer.status == 200:
+                    async for chunk in answer.content.iter_any():
+                        on_chunk(chunk)
+                    return Response(200, b"", None)
+                content = await _read(answer)
+                return Response(answer.status, content, answer.headers.get("Retry-After"))
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise NotConnected(str(error) or f"no connection within {CONNECT_TIMEOUT:g} s") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise ConnectionLost(str(error) or type(error).__name__) from error
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            trace = aiohttp.TraceConfig()
+            trace.on_connection_reuseconn.append(_note_reuse)
+            connector = aiohttp.TCPConnector(
+                limit=0,
+                keepalive_timeout=IDLE_SECONDS,
+                ssl=ssl.create_default_context() if self._secure else True,
+                socket_factory=_socket,
             )
-        except asyncio.TimeoutError as error:
-            raise ConnectionLost(f"no connection within {CONNECT_TIMEOUT:g} s") from error
-        except OSError as error:
-            raise ConnectionLost(str(error)) from error
-        self._open.add(connection)
-        return connection
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                headers=self._headers,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT),
+                trace_configs=[trace],
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._session
 
 
-class _Connection(asyncio.Protocol):
-    """One kept connection. httptools calls the ``on_…`` methods."""
+@dataclass
+class _Use:
+    """What happened to the connection of a request."""
 
-    def __init__(self, forget: Callable[[_Connection], None]) -> None:
-        self._forget = forget
-        self._transport: asyncio.Transport | None = None
-        self._parser = httptools.HttpResponseParser(self)
-        self._waiter: asyncio.Future[Response] | None = None
-        self._body: list[bytes] = []
-        self._on_chunk: Callable[[bytes], None] | None = None
-        self._retry_after: str | None = None
-        self.closed = False
-        self.reusable = False
-        self.answering = False
-        self.dropped = False
-        """Closed from this side, on purpose."""
-        self.used_at = 0.0
-        """When it was last sent or answered something, by the monotonic clock."""
+    began: float
+    reused: bool = False
+    answered: bool = False
 
-    async def exchange(self, data: bytes, on_chunk: Callable[[bytes], None] | None) -> Response:
-        if self._transport is None or self.closed:
-            raise ConnectionLost("it was closed")
-        self._body, self._retry_after, self._on_chunk = [], None, on_chunk
-        self.reusable = self.answering = False
-        self.used_at = time.monotonic()
-        self._waiter = asyncio.get_running_loop().create_future()
-        self._transport.write(data)
-        return await self._waiter
+    def is_stale(self, now: float) -> bool:
+        """Whether it was closed by the server before it was used again: no one's failure."""
+        return self.reused and not self.answered and now - self.began < _STALE_S
 
-    @property
-    def waiting(self) -> bool:
-        return self._waiter is not None
 
-    def close(self, error: Exception | None = None) -> None:
-        self.closed = self.dropped = True
-        self._fail(error or ConnectionLost("it was closed"))
-        if self._transport is not None:
-            # Not close(): what is still to be sent to a server that hangs would keep it open.
-            self._transport.abort()
+async def _note_reuse(session: Any, context: Any, parameters: Any) -> None:
+    context.trace_request_ctx.reused = True
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
 
-    def connection_lost(self, error: Exception | None) -> None:
-        self.closed = True
-        self._forget(self)
-        self._fail(ConnectionLost(str(error) if error else "the server closed it"))
+async def _read(answer: aiohttp.ClientResponse) -> bytes:
+    chunks, size = [], 0
+    async for chunk in answer.content.iter_any():
+        size += len(chunk)
+        if size > MAX_ANSWER_BYTES:
+            raise BadAnswer(f"the answer has more than {MAX_ANSWER_BYTES} bytes")
+        chunks.append(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    def data_received(self, data: bytes) -> None:
-        self.answering = True
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self.close(ConnectionLost(f"the answer is no HTTP: {error}"))
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if name.lower() == b"retry-after":
-            self._retry_after = value.decode("latin-1")
-
-    def on_body(self, body: bytes) -> None:
-        if self._on_chunk is not None and self._parser.get_status_code() == 200:
-            self._on_chunk(body)
-        else:
-            self._body.append(body)
-
-    def on_message_complete(self) -> None:
-        self.reusable = self._parser.should_keep_alive()
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-            waiter.set_result(Response(self._parser.get_status_code(), body, self._retry_after))
-
-    def _fail(self, error: Exception) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_exception(error)
+def _socket(address: Any) -> socket.socket:
+    """A socket that finds out by itself that its peer vanished."""
+    made = socket.socket(*address[:3])
+    options = (
+        ("SO_KEEPALIVE", socket.SOL_SOCKET, 1),
+        ("TCP_KEEPIDLE", socket.IPPROTO_TCP, _VANISHED_MS // 2000),
+        ("TCP_KEEPINTVL", socket.IPPROTO_TCP, _VANISHED_MS // 6000),
+        ("TCP_KEEPCNT", socket.IPPROTO_TCP, 3),
+        ("TCP_USER_TIMEOUT", socket.IPPROTO_TCP, _VANISHED_MS),
+    )
+    for name, level, value in options:
+        # Not every system has all of them.
+        if (option := getattr(socket, name, None)) is not None:
+            made.setsockopt(level, option, value)
+    return made

@@ -10,8 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 import orjson
 
 from airflow_arcadia.batch.spec import Endpoint
-from airflow_arcadia.batch.transport.bundle_sender import BundlingClient
-from airflow_arcadia.batch.transport.http_client import AnswerTimeout, Client, ConnectionLost, HttpClient
+from airflow_arcadia.batch.transport.bundles import BundlingClient
+from airflow_arcadia.batch.transport.http_client import (
+    AnswerTimeout,
+    BadAnswer,
+    Client,
+    ConnectionLost,
+    HttpClient,
+)
 from airflow_arcadia.exceptions import ArcadiaError, BatchError, BatchInputError
 
 log = logging.getLogger(__name__)
@@ -83,7 +89,7 @@ class Server:
         """End its connections."""
         if self._probe is not None:
             await end_tasks([self._probe])
-        self.client.drop_connections()
+        await self.client.close()
 
     async def _probe_until_up(self) -> None:
         pause = _PROBE_FIRST
@@ -101,7 +107,7 @@ class Server:
             return True
         try:
             await asyncio.wait_for(self.client.post(*self.last_sent), self._canary_seconds)
-        except (ConnectionLost, AnswerTimeout, asyncio.TimeoutError):
+        except (ConnectionLost, AnswerTimeout, BadAnswer, asyncio.TimeoutError):
             return False
         self._canary_seconds = None
         return True
@@ -109,7 +115,7 @@ class Server:
     async def _is_up(self) -> bool:
         try:
             response = await asyncio.wait_for(self.client.get("/v1/models"), _PROBE_TIMEOUT)
-        except (ConnectionLost, AnswerTimeout) as error:
+        except (ConnectionLost, AnswerTimeout, BadAnswer) as error:
             self.why_down = str(error)
             return False
         except asyncio.TimeoutError:

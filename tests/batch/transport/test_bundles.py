@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_arcadia.batch.openai_format import CHAT, COMPLETIONS
+from airflow_arcadia.batch.transport import bundles
 from airflow_arcadia.batch.transport.bundles import PATH, Answers, is_told, pack, pack_answer, unpack
-from airflow_arcadia.batch.transport.http_client import Response
+from airflow_arcadia.batch.transport.http_client import BadAnswer, Response
 
 
 def test_a_server_reads_the_rows_that_were_packed():
@@ -50,9 +51,25 @@ def test_answers_are_read_wherever_the_chunks_end(parts, size):
 
 def test_a_message_of_several_lines_becomes_one():
     ((number, answer),) = Answers().feed(pack_answer(3, Response(502, b"Bad\nGateway", "Wed, 21 Oct")))
-    assert (number, answer) == (3, Response(502, b"Bad Gateway", "Wed,_21_Oct"))
+    assert (number, answer) == (3, Response(502, b"Bad Gateway", "Wed, 21 Oct"))
 
 
-def test_a_wrong_line_is_an_error():
-    with pytest.raises(ValueError, match="invalid literal"):
-        list(Answers().feed(b"<html> <body> a b\n"))
+@pytest.mark.parametrize(
+    "line", [b"<html> <body> a b", b"0 200", b"-1 200 - {}", b"2 200 - {}", b"0 OK - {}"]
+)
+def test_a_line_that_is_not_an_answer_to_a_row_is_an_error(line):
+    with pytest.raises(BadAnswer, match="wrong line"):
+        list(Answers(2).feed(line + b"\n"))
+
+
+def test_a_second_answer_to_a_row_is_an_error():
+    with pytest.raises(BadAnswer, match="wrong line"):
+        list(Answers(2).feed(b"0 200 - {}\n0 200 - {}\n"))
+
+
+def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(monkeypatch):
+    monkeypatch.setattr(bundles, "MAX_ANSWER_BYTES", 1000)
+    reader = Answers(1)
+    assert list(reader.feed(b"0 200 - " + b"x" * 900)) == []
+    with pytest.raises(BadAnswer, match="more than 1000 bytes"):
+        list(reader.feed(b"x" * 200))

@@ -9,7 +9,7 @@ import pytest
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, run_batch_async
 from airflow_arcadia.batch.openai_format import CHAT
-from airflow_arcadia.batch.transport.bundle_sender import MOST_ROWS, BundlingClient
+from airflow_arcadia.batch.transport.bundles import MOST_ROWS, BundlingClient
 from airflow_arcadia.batch.transport.http_client import AnswerTimeout, ConnectionLost, HttpClient
 from airflow_arcadia.exceptions import BatchInputError
 from tests.batch.fake_engine import CONTEXT, FakeEngine, serving
@@ -32,7 +32,7 @@ async def engine() -> AsyncIterator[FakeEngine]:
 async def client(engine: FakeEngine) -> AsyncIterator[BundlingClient]:
     client = BundlingClient(HttpClient(engine.url))
     yield client
-    client.drop_connections()
+    await client.close()
 
 
 def post(client: BundlingClient, *texts: str) -> list[asyncio.Task]:
