@@ -1,12 +1,10 @@
-"""Calls into an ASGI application of the same process (ASGI 3.0, HTTP scope)."""
+"""ASGI 3.0 messages: reading a request, answering it, and noticing that its client has left."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping
 from typing import Any
 
 Scope = MutableMapping[str, Any]
@@ -16,90 +14,35 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 JSON_HEADERS = ((b"content-type", b"application/json"),)
+_ERROR_TYPES = {401: "invalid_api_key", 403: "permission_error", 503: "service_unavailable"}
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A whole HTTP answer."""
-
-    status: int
-    body: bytes
-
-    def json(self) -> Any:
-        """The body as JSON; ``{}`` when it is something else."""
-        try:
-            return json.loads(self.body)
-        except ValueError:
-            return {}
-
-
-async def call(app: App, scope: Scope, method: str, path: str, body: Any = None) -> Answer:
-    """One call whose answer is wanted whole."""
-    chunks = []
-    status = 500
-    async for status, chunk in stream(app, scope, method, path, body):  # noqa: B007 - the last one counts
-        chunks.append(chunk)
-    return Answer(status, b"".join(chunks))
-
-
-async def stream(
-    app: App, scope: Scope, method: str, path: str, body: Any = None
-) -> AsyncIterator[tuple[int, bytes]]:
-    """One call whose answer is wanted as it comes: ``(status, chunk)`` pairs.
-
-    Leaving the iteration early disconnects, which makes the application stop generating.
-    """
-    payload = json.dumps(body).encode() if body is not None else b""
-    messages: asyncio.Queue[Message | None] = asyncio.Queue()
-    gone = asyncio.Event()
-    sent = False
-
-    async def receive() -> Message:
-        nonlocal sent
-        if not sent:
-            sent = True
-            return {"type": "http.request", "body": payload, "more_body": False}
-        await gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def run() -> None:
-        try:
-            await app(request_scope(scope, method, path, len(payload)), receive, messages.put)
-        finally:
-            await messages.put(None)
-
-    task = asyncio.create_task(run())
-    status = 500
-    try:
-        while (message := await messages.get()) is not None:
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            elif message["type"] == "http.response.body":
-                yield status, message.get("body", b"")
-        await task
-    finally:
-        gone.set()
-        if not task.done():
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+class ClientLeft(Exception):
+    """The client closed its connection before its request was whole."""
 
 
 async def read_body(receive: Receive) -> bytes:
-    """The request's whole body. Raises ValueError when the client goes away before its end."""
+    """The request's whole body. Raises :class:`ClientLeft`."""
     chunks = []
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            raise ValueError("the client went away")
+            raise ClientLeft
         chunks.append(message.get("body", b""))
         if not message.get("more_body"):
             return b"".join(chunks)
 
 
 async def read_json(receive: Receive) -> Any:
-    """The request's body as JSON. Raises ValueError when it is none."""
-    return json.loads(await read_body(receive) or b"{}")
+    """The request's body as JSON; ``{}`` when it is empty.
+
+    Raises ValueError when it is not valid JSON or nested too deeply, and :class:`ClientLeft`.
+    """
+    body = await read_body(receive)
+    try:
+        return json.loads(body or b"{}")
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deeply") from error
 
 
 async def respond(
@@ -110,20 +53,32 @@ async def respond(
     await send({"type": "http.response.body", "body": json.dumps(body).encode()})
 
 
-def header(scope: Mapping[str, Any], name: bytes) -> str:
-    """One request header, or an empty string."""
-    return next((value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name), "")
+async def refuse(send: Send, status: int, message: str) -> None:
+    """Answer with an error of OpenAI's form."""
+    kind = _ERROR_TYPES.get(status, "invalid_request_error")
+    await respond(send, status, {"error": {"message": message, "type": kind, "code": status}})
 
 
-def request_scope(outer: Scope, method: str, path: str, length: int) -> Scope:
-    """The scope of a JSON request inside another's, or inside the lifespan's."""
-    headers = [*JSON_HEADERS, (b"content-length", str(length).encode())]
-    inner = {key: value for key, value in outer.items() if key not in {"path_params", "route", "endpoint"}}
-    return inner | {
-        "type": "http",
-        "method": method,
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "headers": headers,
-    }
+def header(scope: Mapping[str, Any], name: bytes) -> bytes:
+    """One request header, or an empty value."""
+    return next((bytes(value) for key, value in scope["headers"] if key.lower() == name), b"")
+
+
+async def disconnected(receive: Receive) -> None:
+    """Return once the client has left. The request's body must have been read before."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def run_while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Run ``work`` to its end, or cancel it as soon as the client leaves."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(disconnected(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)

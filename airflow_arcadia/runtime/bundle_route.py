@@ -6,26 +6,26 @@ import asyncio
 
 from airflow_arcadia.batch.transport.bundles import PATH, pack_answer, unpack
 from airflow_arcadia.batch.transport.http_client import Response
-from airflow_arcadia.runtime.asgi import Receive, Scope, Send, read_body, respond
-from airflow_arcadia.runtime.endpoint_caller import Desk
+from airflow_arcadia.runtime.asgi import Receive, Scope, Send, disconnected, read_body, refuse, respond
+from airflow_arcadia.runtime.endpoint_caller import EndpointCaller
 
 _HEADERS = ((b"content-type", b"text/plain; charset=utf-8"),)
 
 
-async def handle(desk: Desk, scope: Scope, receive: Receive, send: Send) -> None:
+async def handle(caller: EndpointCaller, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer one request."""
     if scope["method"] == "GET":
         await respond(send, 200, {"path": PATH})
         return
     if scope["method"] != "POST":
-        await _refuse(send, 405, f"{scope['method']} is not possible there.")
+        await refuse(send, 405, f"{scope['method']} is not allowed here.")
         return
     try:
         rows = unpack(await read_body(receive))
     except ValueError as error:
-        await _refuse(send, 400, str(error))
+        await refuse(send, 400, str(error))
         return
-    bundle = _Bundle(desk)
+    bundle = _Bundle(caller)
     tasks = [asyncio.create_task(bundle.wait_for_leave(receive))]
     try:
         await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
@@ -43,23 +43,22 @@ async def handle(desk: Desk, scope: Scope, receive: Receive, send: Send) -> None
 class _Bundle:
     """The rows of one request: lines collect while the ones before them are sent."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, caller: EndpointCaller) -> None:
+        self._caller = caller
         self._lines: list[bytes] = []
         self._more = asyncio.Event()
         self._left = False
 
     async def answer(self, number: int, row: tuple[str, bytes]) -> None:
         try:
-            answer = await self._desk.answer(*row)
+            answer = await self._caller.answer(*row)
         except Exception as error:  # noqa: BLE001 - one row's failure is not the others'
             answer = Response(500, repr(error).encode(), None)
         self._lines.append(pack_answer(number, answer))
         self._more.set()
 
     async def wait_for_leave(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await disconnected(receive)
         self._left = True
         self._more.set()
 
@@ -74,8 +73,3 @@ class _Bundle:
             count -= len(lines)
             await send({"type": "http.response.body", "body": b"".join(lines), "more_body": True})
         await send({"type": "http.response.body", "body": b""})
-
-
-async def _refuse(send: Send, status: int, message: str) -> None:
-    error = {"message": message, "type": "invalid_request_error", "code": status}
-    await respond(send, status, {"error": error})

@@ -1,4 +1,4 @@
-"""A batch's way to the server whose process it runs in."""
+"""The batch engine's client for the server whose process it runs in."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from collections.abc import Coroutine
 from typing import Any
 
 from airflow_arcadia.batch.transport.http_client import AnswerTimeout, ConnectionLost, Response
-from airflow_arcadia.runtime.endpoint_caller import Desk
+from airflow_arcadia.runtime.asgi_client import AsgiClient
+from airflow_arcadia.runtime.endpoint_caller import EndpointCaller
 
 
 class InProcessClient:
     """A :class:`~airflow_arcadia.batch.transport.http_client.Client` without a connection."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, caller: EndpointCaller, whole: AsgiClient) -> None:
+        self._caller, self._whole = caller, whole
         self._since: dict[asyncio.Task[Response], float] = {}
         self._ended: dict[asyncio.Task[Response], Exception] = {}
-        """Why a request was ended from here."""
+        """Why a request was ended by this client."""
 
     async def post(self, path: str, body: bytes) -> Response:
         """Send JSON. Raises :class:`ConnectionLost` and :class:`AnswerTimeout`."""
-        return await self._wait(self._desk.answer(path, body))
+        return await self._wait(self._caller.answer(path, body))
 
     async def get(self, path: str) -> Response:
         """Raises :class:`ConnectionLost` and :class:`AnswerTimeout`."""
-        return await self._wait(self._desk.call("GET", path))
+        return await self._wait(self._whole.call("GET", path))
 
     def drop_connections(self) -> None:
         """End all requests that wait for an answer: they fail with :class:`ConnectionLost`."""
@@ -46,12 +47,13 @@ class InProcessClient:
         try:
             return await task
         except asyncio.CancelledError:
-            if (error := self._ended.pop(task, None)) is not None:
+            if (error := self._ended.get(task)) is not None:
                 raise error from None
             task.cancel()
             raise
         finally:
             del self._since[task]
+            self._ended.pop(task, None)
 
     def _end(self, error: Exception, before: float) -> None:
         for task, since in self._since.items():

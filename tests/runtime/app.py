@@ -2,11 +2,12 @@
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 
 from airflow_arcadia.batch.openai_format import CHAT, COMPLETIONS
@@ -18,6 +19,21 @@ class ChatRequest(BaseModel):
     prompt: str
     wait: bool = False
     fail: bool = False
+
+
+class CompletionRequest(BaseModel):
+    """A prompt, answered in capitals; one that begins with "wait" waits for ``go``."""
+
+    prompt: str
+    stream: bool = False
+
+    @property
+    def waits(self) -> bool:
+        return self.prompt.startswith("wait")
+
+    def answer(self) -> dict[str, Any]:
+        choice = {"index": 0, "text": self.prompt.upper(), "finish_reason": "stop"}
+        return {"choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
 
 
 def with_cancellation(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -57,7 +73,8 @@ class Served:
     def __init__(self, decorate: Callable[..., Any] = with_cancellation) -> None:
         self.app = FastAPI()
         self.through_middleware = 0
-        self.running = 0
+        self.begun = self.finished = self.running = 0
+        """Generations of chats."""
         self.go = asyncio.Event()
 
         @self.app.middleware("http")
@@ -79,21 +96,43 @@ class Served:
             return {"data": [{"id": "tiny"}]}
 
         @self.app.post(COMPLETIONS)
-        async def complete(request: dict):
-            return {"odd": True}
+        @decorate
+        async def complete(request: CompletionRequest, raw_request: Request, odd: bool = True):
+            if request.stream:
+                return StreamingResponse(self._stream(request), media_type="text/event-stream")
+            answer = await self._answer(ChatRequest(prompt=request.prompt, wait=request.waits), raw_request)
+            return answer if answer.status_code != 200 else JSONResponse(request.answer())
 
     async def _answer(self, request: ChatRequest, raw_request: Request) -> JSONResponse:
         assert raw_request.app is self.app
         raw_request.state.seen = True
         if request.fail:
             raise ValueError("it cannot be rendered")
+        self.begun += 1
         self.running += 1
         try:
             if request.wait:
                 await self.go.wait()
+        except asyncio.CancelledError:
+            # As vLLM's serving code does.
+            return JSONResponse({"error": {"message": "Client disconnected"}}, 400)
         finally:
             self.running -= 1
+        self.finished += 1
         return JSONResponse({"text": request.prompt.upper()})
+
+    async def _stream(self, request: CompletionRequest) -> AsyncIterator[bytes]:
+        """One event at once, the other after ``go``; vLLM's generators end when they are cancelled."""
+        self.begun += 1
+        self.running += 1
+        try:
+            yield f"data: {json.dumps(request.answer())}\n\n".encode()
+            if request.waits:
+                await self.go.wait()
+            yield b"data: [DONE]\n\n"
+            self.finished += 1
+        finally:
+            self.running -= 1
 
     @property
     def scope(self) -> dict[str, Any]:

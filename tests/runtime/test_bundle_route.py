@@ -2,53 +2,28 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 import pytest
-import uvicorn
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, run_batch_async
 from airflow_arcadia.batch.openai_format import CHAT
 from airflow_arcadia.batch.transport.bundles import PATH, Answers, BundlingClient, pack
 from airflow_arcadia.batch.transport.http_client import HttpClient
-from airflow_arcadia.ports import free_port
-from airflow_arcadia.runtime.middleware import ArcadiaMiddleware
-from airflow_arcadia.worker import WorkerSpec
 from tests.batch.reading import answers, until
-from tests.runtime.app import Served
+from tests.runtime.serving import worker
 
 
 def row(**fields) -> bytes:
     return json.dumps({"prompt": "hello", **fields}).encode()
 
 
-@asynccontextmanager
-async def worker(key_file: Path | None = None) -> AsyncIterator[tuple[str, Served]]:
-    """URL of a server with the middleware, and the application below it."""
-    served, port = Served(), free_port()
-    spec = WorkerSpec(
-        name="w", model="tiny", port=port, host="127.0.0.1", api_key_file=str(key_file) if key_file else None
-    )
-    served.app.add_middleware(ArcadiaMiddleware, spec=spec)
-    config = uvicorn.Config(served.app, host="127.0.0.1", port=port, log_level="error", lifespan="on")
-    server = uvicorn.Server(config)
-    task = asyncio.create_task(server.serve())
-    await until(lambda: server.started)
-    try:
-        yield f"http://127.0.0.1:{port}", served
-    finally:
-        server.should_exit = True
-        await task
-
-
 @pytest.fixture
-def key_file(tmp_path: Path) -> Path:
+def key_file(tmp_path: Path) -> str:
     path = tmp_path / "key"
     path.write_text("secret")
-    return path
+    return str(path)
 
 
 async def test_each_row_is_answered_and_a_bad_one_fails_alone():
@@ -67,7 +42,10 @@ async def test_each_row_is_answered_and_a_bad_one_fails_alone():
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}])
 async def test_a_bundle_needs_the_api_key(key_file, headers):
-    async with worker(key_file) as (url, served), aiohttp.ClientSession(headers=headers) as session:
+    async with (
+        worker(api_key_file=key_file) as (url, served),
+        aiohttp.ClientSession(headers=headers) as session,
+    ):
         for call in (session.get(url + PATH), session.post(url + PATH, data=pack([(CHAT, row())]))):
             async with call as response:
                 assert response.status == 401
@@ -76,7 +54,10 @@ async def test_a_bundle_needs_the_api_key(key_file, headers):
 
 async def test_rows_that_are_answered_are_sent_while_others_run(key_file):
     headers = {"Authorization": "Bearer secret"}
-    async with worker(key_file) as (url, served), aiohttp.ClientSession(headers=headers) as session:
+    async with (
+        worker(api_key_file=key_file) as (url, served),
+        aiohttp.ClientSession(headers=headers) as session,
+    ):
         data = pack([(CHAT, row(wait=True)), (CHAT, row())])
         async with session.post(url + PATH, data=data) as response:
             reader = Answers()
@@ -95,6 +76,7 @@ async def test_a_client_that_goes_away_ends_its_rows():
         client.drop_connections()
         await asyncio.gather(*tasks, return_exceptions=True)
         await until(lambda: served.running == 0)
+        assert (served.begun, served.finished) == (4, 0)
 
 
 @pytest.mark.parametrize(("method", "data", "status"), [("POST", b"nonsense", 400), ("PUT", b"", 405)])

@@ -7,7 +7,8 @@ import pytest
 
 from airflow_arcadia.batch.openai_format import CHAT
 from airflow_arcadia.batch.transport.http_client import AnswerTimeout, ConnectionLost
-from airflow_arcadia.runtime.endpoint_caller import Desk
+from airflow_arcadia.runtime.asgi_client import AsgiClient
+from airflow_arcadia.runtime.endpoint_caller import EndpointCaller
 from airflow_arcadia.runtime.in_process_client import InProcessClient
 from tests.batch.reading import until
 from tests.runtime.app import Served
@@ -24,7 +25,7 @@ async def served() -> Served:
 
 @pytest.fixture
 async def client(served: Served) -> InProcessClient:
-    return InProcessClient(Desk(served.app, served.scope))
+    return InProcessClient(EndpointCaller(served.app, served.scope), AsgiClient(served.app, served.scope))
 
 
 async def test_it_posts_and_gets(client):
@@ -46,6 +47,7 @@ async def test_requests_that_are_ended_fail_and_are_not_generated(served, client
     results = await asyncio.gather(*rows, return_exceptions=True)
     assert [type(result) for result in results] == [error] * 3
     await until(lambda: served.running == 0)
+    assert (served.begun, served.finished) == (3, 0)
     served.go.set()
     assert (await client.post(CHAT, row(wait=True))).status == 200
 

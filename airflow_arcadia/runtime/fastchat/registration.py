@@ -1,4 +1,4 @@
-"""Being known to FastChat's controller: register, heartbeat, register again, leave.
+"""Registration with FastChat's controller: register, heartbeat, register again, leave.
 
 The controller has no call to unregister, and lists a silent worker until its heartbeat expires (90 to
 180 s). Registering again with *no model names* takes effect at once: the controller stops listing and
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,7 @@ class Registration:
     :param status: makes ``worker_status`` {model_names, speed, queue_length}.
     """
 
-    def __init__(self, controller: str, worker: str, status: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+    def __init__(self, controller: str, worker: str, status: Callable[[], dict[str, Any]]) -> None:
         self._controller = controller.rstrip("/")
         self._worker = worker
         self._status = status
@@ -88,19 +88,19 @@ class Registration:
                 state = following
 
     async def leave(self) -> None:
-        """Be dispatched to no more, at once."""
+        """Take this worker off the controller at once."""
         nothing = {"model_names": [], "speed": 0, "queue_length": 0}
         async with aiohttp.ClientSession(timeout=_TIMEOUT) as session:
             if await self._post(session, "/register_worker", self._entry(nothing)) is not None:
                 say(f"left the controller {self._controller}")
 
     async def _register(self, session: aiohttp.ClientSession) -> bool | None:
-        sent = await self._post(session, "/register_worker", self._entry(await self._status()))
+        sent = await self._post(session, "/register_worker", self._entry(self._status()))
         # /register_worker answers 200 even when it failed: only a heartbeat tells.
         return None if sent is None else await self._beat(session)
 
     async def _beat(self, session: aiohttp.ClientSession) -> bool | None:
-        queue = (await self._status())["queue_length"]
+        queue = self._status()["queue_length"]
         body = {"worker_name": self._worker, "queue_length": queue}
         answer = await self._post(session, "/receive_heart_beat", body)
         return None if answer is None else bool((answer.get("json") or {}).get("exist"))

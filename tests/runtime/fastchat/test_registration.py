@@ -1,4 +1,4 @@
-"""Being known to a controller: the pure steps, and a controller that comes late, forgets and restarts."""
+"""Registration with a controller: the pure steps, and a controller that comes late, forgets and restarts."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class FakeController:
         return web.json_response({"exist": (await request.json())["worker_name"] in self.models})
 
 
-async def status() -> dict[str, Any]:
+def status() -> dict[str, Any]:
     return {"model_names": ["m"], "speed": 1, "queue_length": 0}
 
 
