@@ -14,7 +14,7 @@ import requests
 from airflow_arcadia.exceptions import RayClusterError
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.processes import find_marked, shm_files
-from airflow_arcadia.ray_cluster.dashboard import ClusterFacts, RayDashboard
+from airflow_arcadia.ray_dashboard import ClusterFacts, RayDashboard
 from airflow_arcadia.runtime.shared_memory import ENGINE_FILE
 
 RANK = "RayWorkerProc"

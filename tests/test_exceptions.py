@@ -6,8 +6,8 @@ import pickle
 import pytest
 
 from airflow_arcadia import exceptions, lease_store, preflight
+from airflow_arcadia import ray_dashboard as dashboard
 from airflow_arcadia.exceptions import ArcadiaError
-from airflow_arcadia.ray_cluster import dashboard
 
 
 def test_an_error_says_what_happened_what_runs_and_what_to_do():

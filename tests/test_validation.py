@@ -12,7 +12,7 @@ from airflow_arcadia.batch import BatchSpec
 from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.launchers.arcadia_worker.settings import WorkerResourceSettings
 from airflow_arcadia.launchers.pod.settings import PodSettings
-from airflow_arcadia.ray_cluster.kuberay.manifest import KubeRaySpec
+from airflow_arcadia.ray_cluster.kuberay.settings import KubeRaySpec
 from airflow_arcadia.validation import (
     Count,
     PositiveSeconds,

@@ -25,8 +25,9 @@ from airflow_arcadia.launchers.pod.launcher import PodLauncher
 from airflow_arcadia.launchers.process import ProcessLauncher
 from airflow_arcadia.launchers.teardown import teardown, teardown_in_cluster
 from airflow_arcadia.lease_store import Leases, LeaseStore, default_root
-from airflow_arcadia.ray_cluster.backend import LocalSite, Site
-from airflow_arcadia.ray_cluster.kuberay.backend import KubernetesSite
+from airflow_arcadia.ray_cluster.backend import RayBackend
+from airflow_arcadia.ray_cluster.kuberay.backend import KubeRayBackend
+from airflow_arcadia.ray_cluster.local import LocalRayBackend
 
 if TYPE_CHECKING:
     from airflow_arcadia.launchers.base import Launcher
@@ -149,12 +150,12 @@ class ArcadiaHook(BaseHook):
         """Where leases are: in the cluster where there is one, else on this machine."""
         return KubernetesLeases(self.kubernetes) if self.kubernetes_conn_id else self.store
 
-    def site(self, lease: str) -> Site:
+    def ray_backend(self, lease: str) -> RayBackend:
         """Where Ray clusters are found and made for workers of that lease."""
         if self.kubernetes_conn_id:
             api = self.kubernetes
-            return KubernetesSite(api, KubernetesLeases(api), self._extra("ray_token"))
-        return LocalSite(self.store, self.worker_python, self.ray_token_file(lease))
+            return KubeRayBackend(api, KubernetesLeases(api), self._extra("ray_token"))
+        return LocalRayBackend(self.store, self.worker_python, self.ray_token_file(lease))
 
     @property
     def worker_python(self) -> str:

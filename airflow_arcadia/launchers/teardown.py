@@ -20,8 +20,8 @@ from airflow_arcadia.lease import Lease, Owned, UnreadableLeaseError
 from airflow_arcadia.lease_store import LeaseError, LeaseStore
 from airflow_arcadia.processes import end_marked, remove_unmapped_shm
 from airflow_arcadia.ray_cluster import local
-from airflow_arcadia.ray_cluster.dashboard import RayDashboard
 from airflow_arcadia.ray_cluster.jobs import groups_of_lease
+from airflow_arcadia.ray_dashboard import RayDashboard
 
 _PLACEMENT_GROUP_WAIT_S = 10.0  # Ray removes a dead driver's groups within a second or two
 _POLL_S = 0.2

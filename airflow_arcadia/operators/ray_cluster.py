@@ -38,7 +38,7 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
         RayCluster by KubeRay when arcadia-config lists none, none answers, or ``"auto"`` finds none with
         enough free GPUs; else a local head where nothing answers at a loopback address.
     :param ray_cluster_spec: what to make: fields of
-        :class:`~airflow_arcadia.ray_cluster.kuberay.manifest.KubeRaySpec`, or ``num_gpus`` (logical GPUs) and
+        :class:`~airflow_arcadia.ray_cluster.kuberay.settings.KubeRaySpec`, or ``num_gpus`` (logical GPUs) and
         ``num_cpus`` of a local head.
     :param arcadia_conn_id: connection of type ``arcadia``.
     """
@@ -96,7 +96,7 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
                 self.ray_cluster,
                 num_gpus * self.num_workers,
                 lease=self.lease,
-                site=hook.site(self.lease),
+                backend=hook.ray_backend(self.lease),
                 create=self.create,
                 ray_cluster_spec=self.ray_cluster_spec,
                 busy_wait_s=BUSY_WAIT_S,

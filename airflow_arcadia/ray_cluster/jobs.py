@@ -1,10 +1,10 @@
-"""Whose a Ray job is: an engine's job carries the name of its lease, and its placement groups follow it."""
+"""Tag Ray jobs with the lease of their worker, and find the placement groups of a lease by that tag."""
 
 from __future__ import annotations
 
 import json
 
-from airflow_arcadia.ray_cluster.dashboard import PlacementGroup, RayDashboard
+from airflow_arcadia.ray_dashboard import PlacementGroup, RayDashboard
 
 METADATA_KEY = "arcadia_lease"
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"

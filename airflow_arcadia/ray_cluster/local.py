@@ -1,8 +1,11 @@
-"""A Ray head on this machine, with logical GPUs: the real thing, rehearsed without a GPU."""
+"""A Ray cluster on this machine: a head with logical GPUs, which needs no GPU."""
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import os
+import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +16,91 @@ from airflow_arcadia.exceptions import ArcadiaConfigError, RayClusterError
 from airflow_arcadia.lease import Owned
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.ports import free_port
+from airflow_arcadia.preflight import Versions
 from airflow_arcadia.processes import ProcessRef, end, is_alive, mark, spawn, tail, worker_environment
+from airflow_arcadia.ray_dashboard import RayClusterUnreachableError, RayDashboard
+from airflow_arcadia.worker import parse_num_gpus
 
 LAUNCHER = "local_head"
 START_TIMEOUT_S = 60.0  # measured 3.5 s on an idle machine
+_HEAD_POLL_S = 0.2
+_VERSIONS_TIMEOUT_S = 20.0
+_TELL_VERSIONS = (
+    "import importlib.metadata as m, platform; print(m.version('ray'), platform.python_version())"
+)
 _SOCKET_PATH_LIMIT = 107  # bytes in a sockaddr_un; Ray adds about 65 below its directory
 _RAY_SOCKET_SUFFIX = 65
+
+
+class LocalRayBackend:
+    """This machine: a cluster is a Ray head with logical GPUs at a loopback address.
+
+    :param store: where the leases are.
+    :param worker_python: Python of the worker's environment.
+    :param ray_token_file: file with Ray's token, where clusters ask for one.
+    """
+
+    SPEC_KEYS = ("num_gpus", "num_cpus")
+
+    def __init__(self, store: LeaseStore, worker_python: str, ray_token_file: str | None = None) -> None:
+        self._store = store
+        self._python = worker_python
+        self._token_file = ray_token_file
+
+    def versions(self) -> Versions:
+        """Those of the worker's environment."""
+        return worker_versions(self._python)
+
+    def dashboard(self, url: str) -> RayDashboard:
+        """A client with the token."""
+        return RayDashboard(url, self._token_file)
+
+    def check(self, spec: Mapping[str, Any] | None) -> None:
+        """Raise :class:`ArcadiaConfigError` for an unknown key."""
+        for key in spec or {}:
+            if key not in self.SPEC_KEYS:
+                raise ArcadiaConfigError(
+                    f"ray_cluster_spec has the unknown key {key!r}.",
+                    what_to_do=f"Known for a local head: {', '.join(self.SPEC_KEYS)}.",
+                )
+
+    def may_create(self, cluster: RayCluster | None) -> bool:
+        """Where no head is that only cannot say everything yet: no second one can start at its ports."""
+        return cluster is not None and not asyncio.run(RayDashboard(cluster.dashboard_url).answers())
+
+    def created_before(self, lease: str, cluster: RayCluster | None) -> bool:
+        """Whether the head that an earlier attempt started still runs."""
+        return cluster is not None and self._head(lease, cluster) is not None
+
+    def create(
+        self, lease: str, cluster: RayCluster | None, num_gpus: int, spec: Mapping[str, Any]
+    ) -> RayCluster:
+        """Start the head at the cluster's address."""
+        if cluster is None:
+            raise ArcadiaConfigError(
+                "A local Ray head needs an entry of arcadia-config that names its address.",
+                what_to_do="Add one to rayClusters with headAddress 127.0.0.1:<port>.",
+            )
+        process = self._head(lease, cluster) or start_head(
+            cluster,
+            lease,
+            store=self._store,
+            num_gpus=parse_num_gpus(spec.get("num_gpus") or num_gpus),
+            num_cpus=int(spec["num_cpus"]) if spec.get("num_cpus") else None,
+            worker_python=self._python,
+            ray_token_file=self._token_file,
+        )
+        log = self._store.directory(lease) / "ray-head.log"
+        wait_for_head(process, cluster, log, self._token_file)
+        return cluster
+
+    def _head(self, lease: str, cluster: RayCluster) -> ProcessRef | None:
+        held = self._store.read(lease)
+        item = held.find("ray_cluster", cluster.name) if held else None
+        if item is None or "pid" not in item.where:
+            return None
+        process = ProcessRef(int(item.where["pid"]), float(item.where["started_at"]))
+        return process if is_alive(process) else None
 
 
 def start_head(
@@ -92,7 +174,7 @@ def require_running(process: ProcessRef, log: Path, deadline: float) -> None:
 
 
 def end_head(where: Mapping[str, Any], *, grace_s: float) -> list[str]:
-    """End the head and everything of it; returns what is left. Right when called again."""
+    """End the head and everything of it; returns what is left. Idempotent."""
     ref = ProcessRef(int(where["pid"]), float(where["started_at"])) if "pid" in where else None
     return end(ref, str(where["lease"]), str(where["owned"]), grace_s=grace_s)
 
@@ -101,3 +183,41 @@ def _temp_dir(directory: Path) -> str | None:
     """Where Ray keeps its session: under the lease, if the sockets' paths are short enough there."""
     path = str((directory / "ray").resolve())
     return path if len(path) + _RAY_SOCKET_SUFFIX <= _SOCKET_PATH_LIMIT else None
+
+
+def wait_for_head(process: ProcessRef, cluster: RayCluster, log: Path, ray_token_file: str | None) -> None:
+    """Until the head tells of its node: it answers HTTP before it has one."""
+    dashboard = RayDashboard(cluster.dashboard_url, ray_token_file)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            if asyncio.run(dashboard.facts()).gpus_total:
+                return
+        except RayClusterUnreachableError:
+            pass  # what it lacks yet; require_running ends the wait
+        require_running(process, log, deadline)
+        time.sleep(_HEAD_POLL_S)
+
+
+@functools.lru_cache(maxsize=8)
+def worker_versions(python: str) -> Versions:
+    """Ray and Python of the worker's environment.
+
+    Raises :class:`ArcadiaConfigError` when that Python cannot be run or has no Ray.
+    """
+    try:
+        told = subprocess.run(
+            [python, "-c", _TELL_VERSIONS],
+            capture_output=True,
+            text=True,
+            timeout=_VERSIONS_TIMEOUT_S,
+            check=True,
+        )
+        ray, version = told.stdout.split()
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1:]
+        raise ArcadiaConfigError(
+            f"The worker's Python {python} cannot tell its Ray version: {' '.join(said)}.",
+            what_to_do="Set worker_python of the connection to a Python that has ray and vllm.",
+        ) from error
+    return Versions(ray, version)

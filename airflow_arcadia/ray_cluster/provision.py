@@ -18,8 +18,8 @@ from airflow_arcadia.preflight import (
     check_cluster,
     require,
 )
-from airflow_arcadia.ray_cluster.backend import Site
-from airflow_arcadia.ray_cluster.dashboard import ClusterFacts, RayClusterUnreachableError
+from airflow_arcadia.ray_cluster.backend import RayBackend
+from airflow_arcadia.ray_dashboard import ClusterFacts, RayClusterUnreachableError
 from airflow_arcadia.worker import RayConnection
 
 AUTO = "auto"
@@ -33,7 +33,7 @@ def provision(
     num_gpus: int,
     *,
     lease: str,
-    site: Site,
+    backend: RayBackend,
     create: str = "never",
     ray_cluster_spec: Mapping[str, Any] | None = None,
     busy_wait_s: float = 0.0,
@@ -52,8 +52,8 @@ def provision(
         raise ArcadiaConfigError(
             f"create is {create!r}.", what_to_do=f"Use one of {', '.join(map(repr, CREATE))}."
         )
-    site.check(ray_cluster_spec)
-    request = _Request(config, num_gpus, lease, site, create == "if_missing", ray_cluster_spec or {})
+    backend.check(ray_cluster_spec)
+    request = _Request(config, num_gpus, lease, backend, create == "if_missing", ray_cluster_spec or {})
     deadline = time.monotonic() + busy_wait_s
     while True:
         try:
@@ -71,29 +71,29 @@ class _Request:
     config: ArcadiaConfig
     num_gpus: int
     lease: str
-    site: Site
+    backend: RayBackend
     create: bool
     spec: Mapping[str, Any]
 
     def select(self, ray_cluster: int | str) -> RayConnection:
         """The one of that index or name, or one made where it is missing."""
-        if not self.config.ray_clusters and self.create and self.site.may_create(None):
+        if not self.config.ray_clusters and self.create and self.backend.may_create(None):
             return self._made(0, None)
         index, cluster = self.config.select(ray_cluster)
-        if self.create and self.site.created_before(self.lease, cluster):
+        if self.create and self.backend.created_before(self.lease, cluster):
             return self._made(index, cluster)
         try:
             return self._usable(index, cluster)
         except RayClusterUnreachableError:
-            if not self.create or not self.site.may_create(cluster):
+            if not self.create or not self.backend.may_create(cluster):
                 raise
         return self._made(index, cluster)
 
     def choose(self) -> RayConnection:
         """The fitting one with the most free GPUs, or one made where none fits."""
-        if self.create and self.site.created_before(self.lease, None):
+        if self.create and self.backend.created_before(self.lease, None):
             return self._made(0, None)
-        creatable = self.create and self.site.may_create(None)
+        creatable = self.create and self.backend.may_create(None)
         if not creatable:
             self.config.select(0)  # an empty list has one message
         fitting: list[RayConnection] = []
@@ -115,11 +115,11 @@ class _Request:
         )
 
     def _made(self, index: int, cluster: RayCluster | None) -> RayConnection:
-        made = self.site.create(self.lease, cluster, self.num_gpus, self.spec)
+        made = self.backend.create(self.lease, cluster, self.num_gpus, self.spec)
         return self._usable(index, made, created=True)
 
     def _usable(self, index: int, cluster: RayCluster, *, created: bool = False) -> RayConnection:
-        facts = asyncio.run(self.site.dashboard(cluster.dashboard_url).facts())
+        facts = asyncio.run(self.backend.dashboard(cluster.dashboard_url).facts())
         require(cluster.name, self._findings(facts))
         if not created and _refuses(cluster):
             raise RayClusterUnreachableError(
@@ -145,7 +145,9 @@ class _Request:
             what_to_do = "Wait until its head has come up, or see why none of its nodes is alive."
             return [Finding("none of its nodes is up.", what_to_do, passing=True)]
         cluster = Versions(facts.ray_version, facts.python_version)
-        return check_cluster(cluster, self.site.versions(), facts.gpus_total, facts.gpus_free, self.num_gpus)
+        return check_cluster(
+            cluster, self.backend.versions(), facts.gpus_total, facts.gpus_free, self.num_gpus
+        )
 
 
 def _refuses(cluster: RayCluster) -> bool:

@@ -60,7 +60,7 @@ class ArcadiaRayClusterSensor(BaseSensorOperator):
                     self.ray_cluster,
                     parse_num_gpus(self.num_gpus),
                     lease=self.lease,
-                    site=hook.site(self.lease),
+                    backend=hook.ray_backend(self.lease),
                 )
             except RayClusterError as error:
                 if not error.retryable:

@@ -15,7 +15,7 @@ from airflow_arcadia.hooks.arcadia import ArcadiaHook
 from airflow_arcadia.launchers.arcadia_worker.settings import WorkerResourceSettings
 from airflow_arcadia.launchers.pod.settings import PodSettings
 from airflow_arcadia.provider_info import get_provider_info
-from airflow_arcadia.ray_cluster.kuberay.manifest import KubeRaySpec
+from airflow_arcadia.ray_cluster.kuberay.settings import KubeRaySpec
 from tests.conftest import ROOT
 from tests.deploy.manifests import everything
 

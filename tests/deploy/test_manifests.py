@@ -12,7 +12,8 @@ from airflow_arcadia.config import ArcadiaConfig
 from airflow_arcadia.kubernetes.config_map import KEY
 from airflow_arcadia.kubernetes.kinds import WORKER_LABEL
 from airflow_arcadia.kubernetes.pod_template import CACHE_PATH
-from airflow_arcadia.ray_cluster.kuberay.manifest import CLUSTER_LABEL, KubeRaySpec
+from airflow_arcadia.ray_cluster.kuberay.manifest import CLUSTER_LABEL
+from airflow_arcadia.ray_cluster.kuberay.settings import KubeRaySpec
 from airflow_arcadia.worker import DEFAULT_PORT, WorkerSpec
 from tests.conftest import ROOT
 from tests.deploy.manifests import DEPLOY, NAMESPACE, documents, everything

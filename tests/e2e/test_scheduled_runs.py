@@ -17,7 +17,7 @@ from airflow_arcadia.lease import Identity
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.ports import free_port
 from airflow_arcadia.processes import find_marked
-from airflow_arcadia.ray_cluster.dashboard import RayDashboard
+from airflow_arcadia.ray_dashboard import RayDashboard
 from tests.conftest import ROOT, wait_for
 from tests.e2e.scheduled_airflow import ScheduledAirflow, scheduled_airflow
 from tests.engine.serving import fastchat

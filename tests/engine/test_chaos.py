@@ -25,7 +25,7 @@ from airflow_arcadia.batch.batch_api import RemoteBatches
 from airflow_arcadia.batch.output.segments import FAILED, read_footer
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.ports import free_port
-from airflow_arcadia.ray_cluster.backend import LocalSite
+from airflow_arcadia.ray_cluster.local import LocalRayBackend
 from airflow_arcadia.ray_cluster.provision import provision
 from airflow_arcadia.readiness import Ready
 from tests.conftest import ROOT, wait_for
@@ -136,7 +136,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def worker(folder: Path, worker_python: str, tiny_model: str) -> Iterator[Served]:
     with real_ray(folder / "ray", worker_python) as head:
         store = LeaseStore(folder / "connect")
-        ray = provision(head.config, 0, 2, lease="unowned", site=LocalSite(store, worker_python))
+        ray = provision(head.config, 0, 2, lease="unowned", backend=LocalRayBackend(store, worker_python))
         settings = {"served_model_name": "tiny", "port": free_port()}
         with served(folder / "worker", worker_python, tiny_model, ray=ray, **settings) as running:
             yield running

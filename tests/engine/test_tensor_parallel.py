@@ -17,9 +17,9 @@ import requests
 
 from airflow_arcadia.config import ArcadiaConfig
 from airflow_arcadia.ports import free_port
-from airflow_arcadia.ray_cluster.backend import LocalSite
-from airflow_arcadia.ray_cluster.dashboard import ClusterFacts, RayDashboard
+from airflow_arcadia.ray_cluster.local import LocalRayBackend
 from airflow_arcadia.ray_cluster.provision import provision
+from airflow_arcadia.ray_dashboard import ClusterFacts, RayDashboard
 from airflow_arcadia.readiness import Failed, Ready, Waiting
 from airflow_arcadia.worker import RayConnection
 from tests.conftest import wait_for
@@ -50,7 +50,7 @@ def connect(config: ArcadiaConfig, worker_python: str, folder: Path) -> RayConne
     from airflow_arcadia.lease_store import LeaseStore
 
     store = LeaseStore(folder / "connect")
-    return provision(config, 0, 2, lease="unowned", site=LocalSite(store, worker_python))
+    return provision(config, 0, 2, lease="unowned", backend=LocalRayBackend(store, worker_python))
 
 
 @pytest.fixture(scope="module")

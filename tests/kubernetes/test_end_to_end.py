@@ -16,7 +16,7 @@ import pytest
 
 from airflow_arcadia.lease import Identity
 from airflow_arcadia.ports import free_port
-from airflow_arcadia.ray_cluster.dashboard import RayDashboard
+from airflow_arcadia.ray_dashboard import RayDashboard
 from tests.conftest import ROOT, wait_for
 from tests.e2e.scheduled_airflow import ScheduledAirflow, scheduled_airflow
 from tests.engine.serving import fastchat

@@ -15,7 +15,7 @@ from airflow_arcadia.lease import Identity
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.ports import free_port
 from airflow_arcadia.ray_cluster import local
-from airflow_arcadia.ray_cluster.backend import wait_for_head
+from airflow_arcadia.ray_cluster.local import wait_for_head
 
 
 @dataclass(frozen=True)

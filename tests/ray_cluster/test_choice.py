@@ -10,8 +10,8 @@ import pytest
 
 from airflow_arcadia.config import ArcadiaConfig, RayCluster
 from airflow_arcadia.preflight import RayClusterBusyError, RayClusterUnfitError, Versions
-from airflow_arcadia.ray_cluster.dashboard import ClusterFacts, RayClusterUnreachableError, RayNode
 from airflow_arcadia.ray_cluster.provision import provision
+from airflow_arcadia.ray_dashboard import ClusterFacts, RayClusterUnreachableError, RayNode
 
 
 class Told:
@@ -26,7 +26,7 @@ class Told:
         return ClusterFacts("2.60.0", "3.11.7", self.nodes)
 
 
-class FakeSite:
+class FakeBackend:
     """Clusters by what they have: (GPUs, used) of each node."""
 
     def __init__(self, **clusters: list[tuple[float, float]] | None) -> None:
@@ -65,48 +65,50 @@ def gcs() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def choose(site: FakeSite, gcs: int, ray_cluster: int | str = "auto", **more: Any) -> str:
-    """Name of the chosen one of ``site``'s clusters, all of which arcadia-config lists."""
+def choose(backend: FakeBackend, gcs: int, ray_cluster: int | str = "auto", **more: Any) -> str:
+    """Name of the chosen one of ``backend``'s clusters, all of which arcadia-config lists."""
     listed = [
         RayCluster(name, f"127.0.0.1:{gcs}", dashboard_host=f"http://{name}.test:1")
-        for name in site.clusters
+        for name in backend.clusters
         if name != "made"
     ]
     config = ArcadiaConfig(ray_clusters=tuple(listed))
-    return provision(config, ray_cluster, 2, lease="l", site=site, **more).name
+    return provision(config, ray_cluster, 2, lease="l", backend=backend, **more).name
 
 
 def test_auto_takes_the_one_with_the_most_free_gpus_of_all(gcs: int):
-    site = FakeSite(away=None, full=[(8, 8)], small=[(2, 0)], spread=[(0, 0), (4, 1), (4, 2)], large=[(8, 4)])
-    assert choose(site, gcs) == "spread"
+    backend = FakeBackend(
+        away=None, full=[(8, 8)], small=[(2, 0)], spread=[(0, 0), (4, 1), (4, 2)], large=[(8, 4)]
+    )
+    assert choose(backend, gcs) == "spread"
 
 
 def test_auto_makes_one_only_where_none_fits_and_only_if_asked(gcs: int):
     full = {"away": None, "full": [(8.0, 7.0)]}
     with pytest.raises(RayClusterBusyError, match=r"It does not answer.*1 of its 8 GPUs are free"):
-        choose(FakeSite(**full), gcs)
-    site = FakeSite(**full)
-    assert choose(site, gcs, create="if_missing") == "made"
-    fits = FakeSite(**full, fits=[(2.0, 0.0)])
+        choose(FakeBackend(**full), gcs)
+    backend = FakeBackend(**full)
+    assert choose(backend, gcs, create="if_missing") == "made"
+    fits = FakeBackend(**full, fits=[(2.0, 0.0)])
     assert choose(fits, gcs, create="if_missing") == "fits"
-    assert (site.made, fits.made) == (["l"], [])
+    assert (backend.made, fits.made) == (["l"], [])
 
 
 def test_one_that_was_made_is_found_again_even_where_another_has_become_free(gcs: int):
-    site = FakeSite(busy=[(2, 2)])
-    assert choose(site, gcs, create="if_missing") == "made"
-    site.clusters["busy"] = [(2, 0)]
-    assert choose(site, gcs, create="if_missing") == "made"
+    backend = FakeBackend(busy=[(2, 2)])
+    assert choose(backend, gcs, create="if_missing") == "made"
+    backend.clusters["busy"] = [(2, 0)]
+    assert choose(backend, gcs, create="if_missing") == "made"
 
 
 def test_a_named_one_that_is_there_is_never_replaced(gcs: int):
-    site = FakeSite(small=[(1, 0)])
+    backend = FakeBackend(small=[(1, 0)])
     with pytest.raises(RayClusterUnfitError, match="it has 1 GPUs, NUMBER_GPUS asks for 2"):
-        choose(site, gcs, "small", create="if_missing")
-    assert site.made == []
-    assert choose(FakeSite(away=None), gcs, "away", create="if_missing") == "made"
+        choose(backend, gcs, "small", create="if_missing")
+    assert backend.made == []
+    assert choose(FakeBackend(away=None), gcs, "away", create="if_missing") == "made"
 
 
 def test_a_head_that_has_no_node_yet_is_waited_for(gcs: int):
     with pytest.raises(RayClusterBusyError, match="none of its nodes is up"):
-        choose(FakeSite(coming=[]), gcs, "coming", create="if_missing")
+        choose(FakeBackend(coming=[]), gcs, "coming", create="if_missing")

@@ -18,13 +18,13 @@ from airflow_arcadia.lease import Lease
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.preflight import RayClusterBusyError, RayClusterUnfitError, Versions
 from airflow_arcadia.processes import find_marked
-from airflow_arcadia.ray_cluster.backend import LocalSite, worker_versions
-from airflow_arcadia.ray_cluster.dashboard import (
+from airflow_arcadia.ray_cluster.local import LocalRayBackend, worker_versions
+from airflow_arcadia.ray_cluster.provision import provision
+from airflow_arcadia.ray_dashboard import (
     RayAuthenticationError,
     RayClusterUnreachableError,
     RayDashboard,
 )
-from airflow_arcadia.ray_cluster.provision import provision
 from tests.ray_cluster.real_ray import RealRay, real_ray, unused_cluster
 
 pytestmark = pytest.mark.engine
@@ -51,8 +51,8 @@ def ask(store: LeaseStore, lease: Lease, worker_python: str):
 
     def call(config: ArcadiaConfig, ray_cluster: int | str = 0, num_gpus: int = 2, **more):
         python = more.pop("worker_python", worker_python)
-        site = LocalSite(store, python, more.pop("ray_token_file", None))
-        return provision(config, ray_cluster, num_gpus, lease=lease.name, site=site, **more)
+        backend = LocalRayBackend(store, python, more.pop("ray_token_file", None))
+        return provision(config, ray_cluster, num_gpus, lease=lease.name, backend=backend, **more)
 
     return call
 

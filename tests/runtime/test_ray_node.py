@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from airflow_arcadia.processes import end, mark, spawn, worker_environment
-from airflow_arcadia.ray_cluster.dashboard import RayDashboard
+from airflow_arcadia.ray_dashboard import RayDashboard
 from airflow_arcadia.runtime.ray_node import join_argv, local_node
 from airflow_arcadia.worker import WorkerSpec
 from tests.conftest import wait_for

@@ -1,4 +1,4 @@
-"""A namespace as the place of Ray clusters: existing ones are only used, one for this run KubeRay makes."""
+"""Ray clusters of a Kubernetes namespace: existing ones are used as they are, KubeRay makes one for a run."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ from airflow_arcadia.kubernetes.pod_template import RAY_TOKEN
 from airflow_arcadia.kubernetes.watches import together
 from airflow_arcadia.lease import Lease, Owned
 from airflow_arcadia.preflight import Versions
-from airflow_arcadia.ray_cluster.dashboard import RayClusterUnreachableError, RayDashboard
 from airflow_arcadia.ray_cluster.kuberay import manifest
-from airflow_arcadia.ray_cluster.kuberay.manifest import Coming
+from airflow_arcadia.ray_cluster.kuberay.settings import KubeRaySpec
+from airflow_arcadia.ray_cluster.kuberay.status import Coming, judge
+from airflow_arcadia.ray_dashboard import RayClusterUnreachableError, RayDashboard
 from airflow_arcadia.readiness import Trouble
 
 LAUNCHER = "kuberay"
@@ -44,7 +45,7 @@ _LOG_LINES = 20
 log = logging.getLogger(__name__)
 
 
-class KubernetesSite:
+class KubeRayBackend:
     """A namespace whose workers' versions are those of their image.
 
     :param api: the namespace.
@@ -66,12 +67,12 @@ class KubernetesSite:
         return RayDashboard(url, token=self._token)
 
     def check(self, spec: Mapping[str, Any] | None) -> None:
-        """Raise :class:`ArcadiaConfigError` for a specification that makes no sense."""
+        """Raise :class:`ArcadiaConfigError` for settings that are not valid."""
         if spec:
-            manifest.KubeRaySpec.parse(spec)
+            KubeRaySpec.parse(spec)
 
     def may_create(self, cluster: RayCluster | None) -> bool:
-        """Always: it takes nobody's address."""
+        """Always: a new cluster has an address of its own."""
         return True
 
     def created_before(self, lease: str, cluster: RayCluster | None) -> bool:
@@ -83,7 +84,7 @@ class KubernetesSite:
         self, lease: str, cluster: RayCluster | None, num_gpus: int, spec: Mapping[str, Any]
     ) -> RayCluster:
         """Make it, or find it, and wait for all its nodes."""
-        parsed = manifest.KubeRaySpec.parse(spec)
+        parsed = KubeRaySpec.parse(spec)
         parsed.require_image()
         if cluster is not None and not parsed.ray_version:
             parsed = dataclasses.replace(parsed, ray_version=cluster.ray_version)
@@ -115,7 +116,7 @@ class KubernetesSite:
             "data": {RAY_TOKEN: base64.b64encode(token.encode()).decode()},
         }
 
-    async def _wait(self, session: Session, name: str, spec: manifest.KubeRaySpec) -> RayCluster:
+    async def _wait(self, session: Session, name: str, spec: KubeRaySpec) -> RayCluster:
         """Until KubeRay says that it is ready. Raises :class:`RayClusterError` with what is missing."""
         deadline, said = time.monotonic() + spec.startup_timeout, ""
         changes = together(
@@ -163,14 +164,14 @@ async def _judged(
     name: str,
     clusters: Sequence[Object],
     pods: Sequence[Object],
-    spec: manifest.KubeRaySpec,
+    spec: KubeRaySpec,
 ) -> RayCluster | Coming | Trouble:
     """What one look at the RayCluster of that name says."""
     found = clusters[0] if clusters else None
     events = []
     if found is not None and not pods:
         events = await session.find(EVENT, fields=f"involvedObject.uid={found['metadata']['uid']}")
-    return manifest.judge(
+    return judge(
         name,
         found,
         [await _look(session, pod) for pod in pods],

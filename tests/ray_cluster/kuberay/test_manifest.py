@@ -11,7 +11,9 @@ from airflow_arcadia.config import RayCluster
 from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.kubernetes.pod_status import PodSeen
 from airflow_arcadia.lease import Identity, Lease
-from airflow_arcadia.ray_cluster.kuberay.manifest import Coming, KubeRaySpec, judge, ray_cluster
+from airflow_arcadia.ray_cluster.kuberay.manifest import ray_cluster
+from airflow_arcadia.ray_cluster.kuberay.settings import KubeRaySpec
+from airflow_arcadia.ray_cluster.kuberay.status import Coming, judge
 from airflow_arcadia.readiness import Trouble
 
 LEASE = Lease("answer-1", Identity("d", "r", "answer"), 0.0, 0.0, uid="u-1")
