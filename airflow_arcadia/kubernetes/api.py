@@ -16,17 +16,19 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from airflow_arcadia.exceptions import ArcadiaError
 from airflow_arcadia.kubernetes.errors import (
     VERBS,
     KubernetesAbsentError,
     KubernetesConflictError,
+    KubernetesError,
     KubernetesExpiredError,
+    KubernetesForbiddenError,
     KubernetesUnreachableError,
     refused,
     unreachable,
 )
 from airflow_arcadia.kubernetes.kinds import POD, Kind, Object
+from airflow_arcadia.kubernetes.rights import MissingRights
 
 T = TypeVar("T")
 Connect = Callable[[], AbstractAsyncContextManager[Any]]
@@ -77,6 +79,7 @@ class Session:
         self._client = client
         self.namespace = namespace
         self.patience_s = patience_s
+        self._rights = MissingRights()
 
     async def get(self, kind: Kind, name: str) -> Object | None:
         """The object, or None when the server says that there is none."""
@@ -165,7 +168,13 @@ class Session:
                     yield list(found.values())
             except KubernetesExpiredError:
                 continue
+            except KubernetesForbiddenError as error:
+                # Listing waits for its own right before it raises.
+                if error.status != 403 or self._rights.believed("watch", kind):
+                    raise
+                await asyncio.sleep(_FIRST_PAUSE_S)
             except KubernetesUnreachableError:
+                self._rights.forget()
                 yield None
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
@@ -198,6 +207,7 @@ class Session:
             async with response:
                 if response.status != 200:
                     raise refused(response.status, await response.text(), verb, kind, self.namespace)
+                self._rights.granted(verb, kind)
                 async for chunk in response.content.iter_any():
                     *lines, rest = (rest + chunk).split(b"\n")
                     for line in lines:
@@ -218,22 +228,31 @@ class Session:
         verb: str | None = None,
         patience_s: float | None = None,
     ) -> Object:
-        path = kind.path(self.namespace, name)
+        path, verb = kind.path(self.namespace, name), verb or VERBS[method]
         patience_s = self.patience_s if patience_s is None else patience_s
         deadline, pause = time.monotonic() + patience_s, _FIRST_PAUSE_S
         while True:
-            error: ArcadiaError
+            error: KubernetesError
             try:
                 status, text = await self._answer(method, path, body, query, content_type)
                 if 200 <= status < 300:
+                    self._rights.granted(verb, kind)
                     return dict(json.loads(text))
-                error = refused(status, text, verb or VERBS[method], kind, self.namespace, name)
+                error = refused(status, text, verb, kind, self.namespace, name)
             except KubernetesUnreachableError as away:
                 error = away
-            if not isinstance(error, KubernetesUnreachableError) or time.monotonic() + pause > deadline:
+            if not self._may_pass(error, verb, kind, time.monotonic() + pause > deadline):
                 raise error
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _may_pass(self, error: KubernetesError, verb: str, kind: Kind, out_of_time: bool) -> bool:
+        """Whether to ask again after this error."""
+        if isinstance(error, KubernetesUnreachableError):
+            self._rights.forget()
+            return not out_of_time
+        missing = isinstance(error, KubernetesForbiddenError) and error.status == 403
+        return missing and not self._rights.believed(verb, kind)
 
     async def _answer(
         self,

@@ -81,10 +81,12 @@ def refused(  # noqa: PLR0917 - an answer, and what had been asked
     message = _message(body)
     what = f"{verb} {kind.plural} in namespace {namespace}"
     if status == 401:
-        return KubernetesForbiddenError(
+        denied = KubernetesForbiddenError(
             f"The Kubernetes API does not accept the credentials: {message}",
             what_to_do="Renew the token or kubeconfig of the kubernetes connection.",
         )
+        denied.status = 401
+        return denied
     if status == 403:
         return _not_allowed(message, verb, kind, namespace)
     # A kind or a namespace that does not exist is a 404 as well, but of another name, or of none.
@@ -117,6 +119,9 @@ def _not_allowed(message: str, verb: str, kind: Kind, namespace: str) -> Kuberne
             f"Namespace {namespace} has no room for it: {message}",
             what_to_do="Wait until others end, or raise the ResourceQuota.",
         )
+    if "not yet ready to handle request" in message:
+        # Admission of a server that has just started and has not read what it decides by.
+        return unreachable(f"{verb} {kind.plural} answered HTTP 403: {message}")
     # RBAC names the user who may not; what else is forbidden is refused for what it is, by admission.
     if not re.search(r"\bcannot \w+ resource\b", message):
         return KubernetesInvalidError(

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from airflow_arcadia.kubernetes.kinds import Object
+from airflow_arcadia.kubernetes.times import seconds
 from airflow_arcadia.readiness import ProcessObservation, Trouble, likely_cause
 
 GONE = "It is no longer running."
@@ -227,7 +227,7 @@ def _unschedulable(
     if scheduled.get("status") != "False" or scheduled.get("reason") != "Unschedulable":
         return None
     since = scheduled.get("lastTransitionTime")
-    if any(event.get("reason") in _SCALING_UP for event in events) or (since and _seconds(since) > before):
+    if any(event.get("reason") in _SCALING_UP for event in events) or (since and seconds(since) > before):
         return None
     what = f"Pod {name} fits on no node (Unschedulable): {sentence(scheduled.get('message'))}"
     return "Unschedulable", Trouble(
@@ -264,10 +264,6 @@ def _containers(status: Mapping[str, Any]) -> Iterator[Container]:
 
 def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     return next((c for c in status.get("conditions") or () if c.get("type") == kind), {})
-
-
-def _seconds(text: str) -> float:
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
 def sentence(text: object) -> str:

@@ -44,6 +44,15 @@ def test_what_admission_refuses_is_not_told_as_a_missing_right(said: str):
     assert "Role" not in str(error)
 
 
+def test_admission_of_a_server_that_has_just_started_refuses_nothing():
+    error = answer(403, 'pods "p" is forbidden: not yet ready to handle request')
+    assert isinstance(error, errors.KubernetesUnreachableError)
+
+
+def test_credentials_that_are_not_accepted_are_no_missing_right():
+    assert (answer(401, "Unauthorized").status, answer(403, "User cannot get resource").status) == (401, 403)
+
+
 def test_an_absent_object_is_told_from_a_kind_the_cluster_does_not_know():
     assert isinstance(answer(404, 'pods "p" not found', "get", "p"), errors.KubernetesAbsentError)
     unknown = answer(404, "the server could not find the requested resource", "get", "p", RAY_CLUSTER)

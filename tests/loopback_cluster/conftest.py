@@ -34,6 +34,8 @@ def cluster(tmp_path: Path, worker_python: str, monkeypatch: pytest.MonkeyPatch)
     loopback.start()
     kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", loopback.url)
     made = Cluster(kubeconfig, "tests", WORKER_IMAGE, PYTHON_IMAGE, loopback)
+    # Many tests take a right away, and each waits so long until that is believed.
+    monkeypatch.setattr("airflow_arcadia.kubernetes.rights.PATIENCE_S", 0.4)
     monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(made.airflow_connection))
     try:
         yield made

@@ -127,6 +127,28 @@ def test_a_pod_survives_an_api_server_that_is_away(cluster: Cluster, loopback: L
     assert cluster.log("steady").strip() == "done"
 
 
+def test_a_server_that_starts_anew_denies_everything_until_it_has_read_its_roles(
+    cluster: Cluster, loopback: Loopback
+):
+    core = airflow(cluster)
+    core.list_namespaced_pod(cluster.namespace)
+    with loopback.api_away():
+        pass
+    cluster.core.list_namespaced_pod(cluster.namespace)  # an administrator needs no role
+    with pytest.raises(client.ApiException, match="cannot list resource") as refused:
+        core.list_namespaced_pod(cluster.namespace)
+    assert refused.value.status == 403
+    wait_for(lambda: _may_list(core, cluster.namespace), 5, "the roles to be read")
+
+
+def _may_list(core: client.CoreV1Api, namespace: str) -> bool:
+    try:
+        core.list_namespaced_pod(namespace)
+    except client.ApiException:
+        return False
+    return True
+
+
 def test_rights_are_held_to_the_roles_of_a_manifest_and_taken_away_one_by_one(
     cluster: Cluster, loopback: Loopback
 ):

@@ -118,7 +118,8 @@ class Loopback:
         self.call(self.api.stop())
 
     def start_api(self) -> None:
-        """It is back, with a history that begins now."""
+        """It is back, with a history that begins now; Airflow's first requests meet no Roles yet."""
+        self.api.access.restart()
         self.call(self.api.start())
 
     @contextlib.contextmanager
