@@ -28,7 +28,10 @@ def get_provider_info() -> dict[str, Any]:
         "description": "Distributed LLM batch inference with Ray, vLLM and FastChat.",
         "integrations": integrations,
         "hooks": [{"integration-name": noun["worker"], "python-modules": ["airflow_arcadia.hooks.arcadia"]}],
-        "operators": rooms("operators", "worker", "ray_cluster", "batch"),
+        "operators": [
+            *rooms("operators", "worker", "ray_cluster", "batch"),
+            {"integration-name": noun["worker"], "python-modules": ["airflow_arcadia.operators.reaper"]},
+        ],
         "sensors": rooms("sensors", "worker", "ray_cluster"),
         "triggers": rooms("triggers", "worker", "batch"),
         "connection-types": [

@@ -23,6 +23,7 @@ from airflow_arcadia.kubernetes.pod_template import API_KEY, HF_TOKEN, RAY_TOKEN
 from airflow_arcadia.launchers.arcadia_worker.launcher import CustomResourceLauncher
 from airflow_arcadia.launchers.pod.launcher import PodLauncher
 from airflow_arcadia.launchers.process import ProcessLauncher
+from airflow_arcadia.launchers.reap_backends import ClusterBackend, LocalBackend
 from airflow_arcadia.launchers.teardown import teardown, teardown_in_cluster
 from airflow_arcadia.lease_store import Leases, LeaseStore, default_root
 from airflow_arcadia.ray_cluster.backend import RayBackend
@@ -31,6 +32,7 @@ from airflow_arcadia.ray_cluster.local import LocalRayBackend
 
 if TYPE_CHECKING:
     from airflow_arcadia.launchers.base import Launcher
+    from airflow_arcadia.launchers.reaper import Backend
 
 DEFAULT_CONN_ID = "arcadia_default"
 LOCAL_LAUNCHERS = (ProcessLauncher.name,)
@@ -203,6 +205,13 @@ class ArcadiaHook(BaseHook):
         if self.kubernetes_conn_id:
             return teardown_in_cluster(self.kubernetes, lease, self.launchers(), grace_s=grace_s)
         return teardown(self.store, lease, self.launchers(), grace_s=grace_s)
+
+    @property
+    def reap_backend(self) -> Backend:
+        """Every lease of this connection, for a reaper."""
+        if self.kubernetes_conn_id:
+            return ClusterBackend(self.kubernetes, self.launchers())
+        return LocalBackend(self.store, self.launchers())
 
     @property
     def api_key(self) -> str | None:

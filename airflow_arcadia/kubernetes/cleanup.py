@@ -48,8 +48,8 @@ async def collect(
     if not keep_lease:
         await _unless_denied(session.delete(LEASE, lease), denied)
     labels = selector(labels_of_lease(lease))
-    optional = await asyncio.gather(*(_readable(session, kind, labels) for kind in SOMETIMES))
-    kinds = [*ALWAYS, *[kind for kind, readable in zip(SOMETIMES, optional, strict=True) if readable]]
+    optional = await asyncio.gather(*(readable(session, kind, labels) for kind in SOMETIMES))
+    kinds = [*ALWAYS, *[kind for kind, there in zip(SOMETIMES, optional, strict=True) if there]]
     visible = [] if keep_lease else [LEASE]
     for kind in reversed(kinds):
         found = await _unless_denied(session.find(kind, labels), denied)
@@ -106,7 +106,7 @@ async def _unless_denied(work: Awaitable[T], denied: list[KubernetesForbiddenErr
         return None
 
 
-async def _readable(session: Session, kind: Kind, labels: str) -> bool:
+async def readable(session: Session, kind: Kind, labels: str) -> bool:
     """Whether there can be any: a kind that is not installed, or not allowed to us, was not made by us."""
     try:
         await session.find(kind, labels)

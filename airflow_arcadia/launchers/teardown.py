@@ -29,7 +29,14 @@ _POLL_S = 0.2
 log = logging.getLogger(__name__)
 
 
-def teardown(store: LeaseStore, name: str, launchers: Mapping[str, Launcher], *, grace_s: float) -> list[str]:
+def teardown(
+    store: LeaseStore,
+    name: str,
+    launchers: Mapping[str, Launcher],
+    *,
+    grace_s: float,
+    created_at: float | None = None,
+) -> list[str]:
     """End what lease ``name`` owns, workers before their clusters. Idempotent.
 
     What carries the lease's name is ended even when the lease cannot be read or does not name it. Returns
@@ -38,8 +45,12 @@ def teardown(store: LeaseStore, name: str, launchers: Mapping[str, Launcher], *,
 
     :param launchers: by name; each ends what it launched.
     :param grace_s: seconds a process may take to end before it is killed.
+    :param created_at: only the lease created then: one that was reserved anew since is left alone.
     """
-    lease = _release(store, name)
+    try:
+        lease = _release(store, name, created_at)
+    except _ReservedAnewError:
+        return []
     left: list[str] = []
     workers = [item for item in lease.owned if item.kind == "worker"] if lease else []
     for worker in workers:
@@ -59,10 +70,20 @@ def teardown(store: LeaseStore, name: str, launchers: Mapping[str, Launcher], *,
     return left
 
 
-def _release(store: LeaseStore, name: str) -> Lease | None:
+class _ReservedAnewError(Exception):
+    """The lease is not the one that was to be torn down, but a later one of the same name."""
+
+
+def _released(held: Lease, created_at: float | None) -> Lease:
+    if created_at is not None and held.created_at != created_at:
+        raise _ReservedAnewError
+    return held.release()
+
+
+def _release(store: LeaseStore, name: str, created_at: float | None) -> Lease | None:
     """Mark the lease as released, so that whoever watches it starts to end; returns it if it can be read."""
     try:
-        return store.update(name, lambda held: held.release())
+        return store.update(name, lambda held: _released(held, created_at))
     except LeaseError:
         return None  # never reserved, or another teardown was faster
     except UnreadableLeaseError as error:
@@ -71,19 +92,28 @@ def _release(store: LeaseStore, name: str) -> Lease | None:
 
 
 def teardown_in_cluster(
-    api: KubernetesApi, name: str, launchers: Mapping[str, Launcher], *, grace_s: float
+    api: KubernetesApi,
+    name: str,
+    launchers: Mapping[str, Launcher],
+    *,
+    grace_s: float,
+    created_at: float | None = None,
 ) -> list[str]:
     """End what lease ``name`` owns in the cluster. Idempotent.
 
     Workers that do not end with the Lease object, or whose pods do not carry its label, are ended by their
     launcher first. What carries the lease's label is ended even when the Lease cannot be read. Returns what
     is still there, as text; only when none of these is, the Lease goes.
+
+    :param created_at: only the lease created then: one that was reserved anew since is left alone.
     """
     left: list[str] = []
     owned: Sequence[Owned] = ()
     try:
         # Released first: a launch that still goes on sees it, and takes back what it did.
-        owned = KubernetesLeases(api).update(name, lambda found: found.release()).owned
+        owned = KubernetesLeases(api).update(name, lambda found: _released(found, created_at)).owned
+    except _ReservedAnewError:
+        return []
     except LeaseError:
         pass  # never reserved, or another teardown was faster
     except UnreadableLeaseError as error:

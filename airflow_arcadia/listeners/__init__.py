@@ -1,0 +1,1 @@
+"""What Airflow tells us of runs and tasks, whatever became of them."""

@@ -1,0 +1,88 @@
+"""Keep a worker's lease renewed while a task that may need it runs: a user's own, or a long provisioning.
+
+The renewal lives in the task's own process and ends with it, however it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from airflow.listeners import hookimpl
+
+from airflow_arcadia.listeners.runs import RESERVE
+
+if TYPE_CHECKING:
+    from airflow_arcadia.launchers.renewal import LeaseKeeper
+
+TEARDOWN = "ArcadiaTeardownWorkerOperator"
+RENEW_THEMSELVES = frozenset({RESERVE, TEARDOWN, "ArcadiaBatchInferenceOperator", "ArcadiaModelReadySensor"})
+
+log = logging.getLogger(__name__)
+_keepers: list[LeaseKeeper] = []
+
+
+@hookimpl
+def on_task_instance_running(previous_state: Any, task_instance: Any) -> None:
+    """Start renewing the leases that the task runs under. Never fails the task."""
+    try:
+        for reserve in reserved_for(getattr(task_instance, "task", None)):
+            _start(reserve, task_instance)
+    except Exception:  # a lease that is not renewed must not keep a task from running
+        log.warning("The leases that this task runs under are not renewed meanwhile.", exc_info=True)
+
+
+@hookimpl
+def on_task_instance_success(previous_state: Any, task_instance: Any) -> None:
+    """Stop renewing."""
+    _stop()
+
+
+@hookimpl
+def on_task_instance_failed(previous_state: Any, task_instance: Any, error: Any) -> None:
+    """Stop renewing."""
+    _stop()
+
+
+def reserved_for(task: Any) -> Iterator[Any]:
+    """The reserve tasks whose worker lives while ``task`` runs: before it, their own teardown after it."""
+    dag = getattr(task, "dag", None)
+    if dag is None or task.task_type in RENEW_THEMSELVES:
+        return
+    if not any(other.task_type == RESERVE for other in dag.tasks):
+        return
+    before = task.get_flat_relative_ids(upstream=True)
+    after = task.get_flat_relative_ids(upstream=False)
+    for reserve in dag.tasks:
+        if reserve.task_type != RESERVE or reserve.task_id not in before:
+            continue
+        if any(dag.get_task(i).task_type == TEARDOWN for i in after & reserve.downstream_task_ids):
+            yield reserve
+
+
+def _start(reserve: Any, task_instance: Any) -> None:
+    if "{{" in f"{reserve.group}{reserve.arcadia_conn_id}":
+        log.info("The lease of %s is not renewed: its parameters are templates.", reserve.task_id)
+        return
+    # Imported late: most tasks of an Airflow have nothing to do with a worker.
+    from airflow_arcadia.hooks.arcadia import ArcadiaHook  # noqa: PLC0415
+    from airflow_arcadia.launchers.renewal import LeaseKeeper  # noqa: PLC0415
+    from airflow_arcadia.lease import Identity  # noqa: PLC0415
+
+    leases = ArcadiaHook(reserve.arcadia_conn_id).leases
+    # Inside a mapped group every task has the reserve task's map index; a mapped task has one of its own.
+    indexes = {-1, -1 if task_instance.map_index is None else task_instance.map_index}
+    names = [
+        Identity(task_instance.dag_id, task_instance.run_id, reserve.group, index).lease_name
+        for index in indexes
+    ]
+    held = [name for name in names if leases.read(name) is not None]
+    keeper = LeaseKeeper(leases, held, log)
+    keeper.start()
+    _keepers.append(keeper)
+
+
+def _stop() -> None:
+    while _keepers:
+        _keepers.pop().stop()
