@@ -37,6 +37,7 @@ class ProcessObservation:
     :param log_tail: its last log lines, oldest first.
     :param trouble: for one that is dead or cannot start, the cause where it is known.
     :param doing: what it waits for before it runs, as part of a sentence.
+    :param probed: whether its readiness probe passes, where something probes it: a hint to ask it at once.
     """
 
     alive: bool | None
@@ -44,6 +45,7 @@ class ProcessObservation:
     log_tail: Sequence[str] = ()
     trouble: Trouble | None = None
     doing: str = ""
+    probed: bool = False
 
 
 @dataclass(frozen=True)

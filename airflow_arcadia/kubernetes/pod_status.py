@@ -98,8 +98,8 @@ def observe_pod(seen: PodSeen, *, now: float, unschedulable_grace_s: float = 0.0
     if trouble is not None:
         reason, known = trouble
         return _lost(reason, known, log_tail)
-    doing = _doing(status, events)
-    return ProcessObservation(True, log_tail=log_tail, doing=doing)
+    probed = _condition(status, "Ready").get("status") == "True"
+    return ProcessObservation(True, log_tail=log_tail, doing=_doing(status, events), probed=probed)
 
 
 def failed_container(pod: Mapping[str, Any]) -> tuple[str, bool] | None:

@@ -50,9 +50,8 @@ class _Latest:
 
     async def keep(self, wait: Wait) -> None:
         async for process in wait.launcher.watch(wait.handle):
-            worth_a_look = process.alive != self.process.alive or process.doing != self.process.doing
-            self.process = process
-            if worth_a_look:
+            before, self.process = self.process, process
+            if (process.alive, process.doing, process.probed) != (before.alive, before.doing, before.probed):
                 self.changed.set()
 
 

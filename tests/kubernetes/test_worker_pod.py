@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_arcadia.exceptions import ArcadiaError, TeardownError
 from tests.conftest import wait_for
-from tests.kubernetes.workers import Run, connect, stand_in
+from tests.kubernetes.workers import STAND_IN, Run, connect, stand_in
 from tests.loopback_cluster.cluster import Cluster, Loopback
 
 
@@ -31,6 +31,15 @@ def test_a_pod_is_launched_ready_and_torn_down_with_all_that_belongs_to_it(run: 
     assert len(run.objects) == 4
     run.teardown()
     assert run.objects == []
+    run.teardown()
+
+
+def test_a_worker_is_asked_as_soon_as_its_pod_is_ready(run: Run):
+    container = run.pod["full_pod_spec"]["spec"]["containers"][0]
+    container["command"][-1] = f"import time; time.sleep(3)\n{STAND_IN}"
+    run.launch()
+    # Only the pod's own word can end this wait: the next question would come after the time-out.
+    assert run.wait(startup_timeout=30, poll_interval=60) is None
     run.teardown()
 
 

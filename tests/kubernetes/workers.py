@@ -82,14 +82,14 @@ class Run:
         self.handle = operator.execute(make_context(self.run_id, try_number=try_number))
         return self.handle
 
-    def wait(self, startup_timeout: float = 60.0) -> str | None:
+    def wait(self, startup_timeout: float = 60.0, poll_interval: float = 0.5) -> str | None:
         """Why the model will not be ready, or None when it is."""
         trigger = ArcadiaModelReadyTrigger(
             handle=self.handle,
             arcadia_conn_id="arcadia_default",
             started_at=time.time(),
             startup_timeout=startup_timeout,
-            poll_interval=0.5,
+            poll_interval=poll_interval,
         )
 
         async def first() -> str | None:

@@ -36,6 +36,7 @@ from airflow_arcadia.worker import WorkerSpec
 CONTAINER = "worker"
 OWN_GPUS = "ARCADIA_NODE_GPUS"
 _QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+_STARTUP_PERIOD_S = 1  # the Service leads to the pod within a second of its first generation
 _PROBE_PERIOD_S = 10
 _AFTER_DRAIN_S = 30  # for the engine, its actors and its raylet to end after the last request
 _COMMAND = ("python3", "-m", "airflow_arcadia.runtime")
@@ -139,8 +140,8 @@ def with_own_gpus(pod: Object) -> Object:
 
 
 def _container(spec: WorkerSpec, lease: Lease, settings: PodSettings, secrets: Mapping[str, str]) -> Object:
-    health = {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": _PROBE_PERIOD_S}
-    tries = max(1, math.ceil(settings.startup_timeout / _PROBE_PERIOD_S))
+    health = {"path": "/health", "port": "http"}
+    attempts = max(1, math.ceil(settings.startup_timeout / _STARTUP_PERIOD_S))
     found: Object = {
         "name": CONTAINER,
         "image": settings.image,
@@ -149,10 +150,11 @@ def _container(spec: WorkerSpec, lease: Lease, settings: PodSettings, secrets: M
         "ports": [{"name": "http", "containerPort": settings.port, "protocol": "TCP"}],
         "resources": dict(settings.resources),
         "securityContext": locked_down(),
-        "startupProbe": {**health, "timeoutSeconds": 5, "failureThreshold": tries},
-        "readinessProbe": {**health, "timeoutSeconds": 5, "failureThreshold": 3},
-        # A server that is busy answers late; only one that answers nothing for a minute is dead.
-        "livenessProbe": {**health, "timeoutSeconds": 10, "failureThreshold": 6},
+        "startupProbe": _probe(health, _STARTUP_PERIOD_S, timeout_s=5, failures=attempts),
+        "readinessProbe": _probe(health, _PROBE_PERIOD_S, timeout_s=5, failures=3),
+        # A server that is busy answers late; only one that answers nothing for a minute is dead. An engine
+        # that hangs is the runtime's to end, which says why; /version does not ask the engine.
+        "livenessProbe": _probe({**health, "path": "/version"}, _PROBE_PERIOD_S, timeout_s=10, failures=6),
         "volumeMounts": mounts(
             settings.model_mount_path if settings.model_volume else None, secrets=bool(secrets)
         ),
@@ -160,6 +162,15 @@ def _container(spec: WorkerSpec, lease: Lease, settings: PodSettings, secrets: M
     if settings.image_pull_policy:
         found["imagePullPolicy"] = settings.image_pull_policy
     return found
+
+
+def _probe(get: Object, period_s: int, *, timeout_s: int, failures: int) -> Object:
+    return {
+        "httpGet": get,
+        "periodSeconds": period_s,
+        "timeoutSeconds": timeout_s,
+        "failureThreshold": failures,
+    }
 
 
 def _environment(spec: WorkerSpec, lease: Lease, secrets: Mapping[str, str]) -> list[Object]:

@@ -89,12 +89,16 @@ def test_it_may_do_no_more_than_it_must():
 def test_probes_give_a_loading_model_its_time_and_the_end_its_drain():
     pod = made(startup_timeout=1234, drain_seconds=45.5)
     probe = container(pod)["startupProbe"]
-    assert probe["periodSeconds"] * probe["failureThreshold"] >= 1234
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 1234
+    assert probe["periodSeconds"] == 1, "every second that a loaded model is not asked, the run waits"
     assert pod["spec"]["terminationGracePeriodSeconds"] >= 45.5
     assert env(pod)["ARCADIA_DRAIN_SECONDS"] == "45.5"
-    assert {container(pod)[f"{kind}Probe"]["httpGet"]["path"] for kind in ("liveness", "readiness")} == {
-        "/health"
-    }
+
+
+def test_a_worker_that_is_not_ready_gets_no_requests_and_only_a_silent_server_is_killed():
+    worker = container(made())
+    paths = {kind: worker[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "readiness", "liveness")}
+    assert paths == {"startup": "/health", "readiness": "/health", "liveness": "/version"}
 
 
 def test_shared_memory_is_memory_of_a_stated_size_and_the_model_has_its_own_volume():

@@ -118,6 +118,7 @@ class Container:
             return self._end(128, "StartError", message, began)
         self.state = {"running": {"startedAt": began}}
         self.started = "startupProbe" not in self.spec
+        self._has_started = asyncio.Event()
         self.ready = self.started and "readinessProbe" not in self.spec
         self._changed()
         watching = [asyncio.create_task(self._probe(p, how)) for p in probes.PROBES if p in self.spec]
@@ -215,7 +216,15 @@ class Container:
                     self._tell("Unhealthy", f"{kind.removesuffix('Probe').capitalize()} probe failed: {why}")
                 if await self._judge(kind, probe, passed, failed):
                     return
-            await asyncio.sleep(probe["periodSeconds"])
+            await self._pause(kind, probe["periodSeconds"])
+
+    async def _pause(self, kind: str, seconds: float) -> None:
+        """Until the next try: at once where the container has just started, as the kubelet does it."""
+        if kind == "startupProbe" or self.started:
+            await asyncio.sleep(seconds)
+            return
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._has_started.wait(), seconds)
 
     async def _judge(self, kind: str, probe: Object, passed: int, failed: int) -> bool:
         """Act on a probe's result; True when it is not to be tried again."""
@@ -236,6 +245,7 @@ class Container:
         elif kind == "startupProbe" and passed:
             self.started = True
             self.ready = "readinessProbe" not in self.spec
+            self._has_started.set()
             self._changed()
             return True
         return False
