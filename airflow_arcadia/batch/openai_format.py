@@ -11,7 +11,7 @@ Two runs over the same rows must give the same bytes, so what an engine makes up
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import orjson
@@ -39,53 +39,29 @@ class Request(NamedTuple):
 
 
 class RowError(NamedTuple):
-    """Why a row has no answer: ``code`` for programs, ``message`` for people."""
+    """Why a row has no answer: ``code`` for programs, ``message`` for people.
+
+    :param status: HTTP status of the server's answer; None when the row was not sent or got no answer.
+    :param error: the server's own error object.
+    """
 
     custom_id: str
     code: str
     message: str
+    status: int | None = None
+    error: Mapping[str, Any] | None = None
 
 
 class BadRow(Exception):
-    """A row that cannot be sent; it becomes a :class:`RowError`."""
+    """A row that cannot be sent; it becomes a :class:`RowError`.
 
-    def __init__(self, code: str, message: str) -> None:
+    :param custom_id: the row's, where it is known although the row cannot be read.
+    """
+
+    def __init__(self, code: str, message: str, custom_id: str | None = None) -> None:
         super().__init__(message)
         self.code = code
-
-
-def parse_row(
-    line: bytes,
-    position: int,
-    model: str,
-    parameters: Mapping[str, Any],
-    adapt: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
-) -> Request | RowError:
-    """The request a line asks for, or why it cannot be sent.
-
-    :param position: number of the row, from 0; its default ``custom_id`` is ``row-<position + 1>``.
-    :param model: for rows that name none.
-    :param parameters: request fields for rows that do not set their own.
-    :param adapt: turns the object into one of the forms above; raises :class:`BadRow`.
-    """
-    custom_id = f"row-{position + 1}"
-    if len(line) > MAX_LINE_BYTES:
-        return RowError(custom_id, "row_too_long", f"The line has more than {MAX_LINE_BYTES} bytes.")
-    try:
-        row = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        return RowError(custom_id, "invalid_json", f"The line is no JSON: {error}.")
-    if not isinstance(row, dict):
-        return RowError(custom_id, "invalid_row", f"The line is {_kind(row)}, not an object.")
-    try:
-        custom_id = _custom_id(row, custom_id)
-        if adapt is not None:
-            row = adapt(row)
-        url, body = _url_and_body(row)
-        _check_content(url, body)
-    except BadRow as bad:
-        return RowError(custom_id, bad.code, str(bad))
-    return Request(custom_id, url, complete_body(url, body, model, parameters))
+        self.custom_id = custom_id
 
 
 def complete_body(
@@ -131,27 +107,61 @@ def answer_line(identity: str, custom_id: str, body: dict[str, Any]) -> bytes:
 
 
 def error_line(identity: str, error: RowError) -> bytes:
-    """A line of the output for a row without an answer, without a newline."""
-    return orjson.dumps(
-        {
-            "id": f"batch_req_{identity}",
-            "custom_id": error.custom_id,
-            "response": None,
-            "error": {"code": error.code, "message": error.message},
+    """A line of the output for a row without an answer, without a newline.
+
+    As in OpenAI's error files: what a server refused has its status and its error in ``response``, and
+    everything else (a row that cannot be sent, no answer) is in ``error``.
+    """
+    refused = error.status is not None and error.status != 200
+    line = {
+        "id": f"batch_req_{identity}",
+        "custom_id": error.custom_id,
+        "response": {
+            "status_code": error.status,
+            "request_id": f"req_{identity}",
+            "body": {"error": _error_object(error)},
         }
-    )
+        if refused
+        else None,
+        "error": None if refused else {"code": error.code, "message": error.message},
+    }
+    return orjson.dumps(line, default=str)
 
 
-def _custom_id(row: Mapping[str, Any], default: str) -> str:
+def is_answered(row: Mapping[str, Any]) -> bool:
+    """Whether a row of the output, as an object, is an answer and not an error row."""
+    return row["error"] is None and row["response"]["status_code"] == 200
+
+
+def _error_object(error: RowError) -> dict[str, Any]:
+    """OpenAI's error object: the server's words, and our code where its own only repeats the status."""
+    given = error.error or {}
+    message, kind, code = given.get("message"), given.get("type"), given.get("code")
+    return {
+        "message": message if isinstance(message, str) and message else error.message,
+        "type": kind
+        if isinstance(kind, str)
+        else "server_error"
+        if (error.status or 0) >= 500
+        else "invalid_request_error",
+        "param": given.get("param") if isinstance(given.get("param"), str) else None,
+        "code": code if isinstance(code, str) and code and not code.isdigit() else error.code,
+    }
+
+
+def custom_id_of(row: Mapping[str, Any], default: str) -> str:
+    """The row's own id as a text, or the default. Raises :class:`BadRow`."""
     given = row.get("custom_id")
     if given is None or given == "":
         return default
     if isinstance(given, str) or (isinstance(given, int) and not isinstance(given, bool)):
         return str(given)
-    raise BadRow("invalid_row", f"custom_id is {_kind(given)}, not a text.")
+    # JSON numbers beyond 64 bits are read as fractions, and would not be the same id any more.
+    raise BadRow("invalid_row", f"custom_id is {kind_of(given)}, not a text or an integer of 64 bits.")
 
 
-def _url_and_body(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def url_and_body(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Where a row goes, and its own part of the request. Raises :class:`BadRow`."""
     url = row.get("url")
     method = row.get("method", "POST")
     if method != "POST":
@@ -161,7 +171,7 @@ def _url_and_body(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if "body" in row:
         body = row["body"]
         if not isinstance(body, dict):
-            raise BadRow("invalid_row", f"body is {_kind(body)}, not an object.")
+            raise BadRow("invalid_row", f"body is {kind_of(body)}, not an object.")
     else:
         body = {key: value for key, value in row.items() if key not in _ENVELOPE}
     if url is None:
@@ -171,26 +181,30 @@ def _url_and_body(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return url, body
 
 
-def _check_content(url: str, body: Mapping[str, Any]) -> None:
+def check_content(url: str, body: Mapping[str, Any]) -> None:
+    """Raise :class:`BadRow` for a body without a prompt that can be one."""
     key = _CONTENT_KEY[url]
     content = body.get(key)
     if content is None:
         raise BadRow("no_prompt", f"The row has no {key}.")
     wanted = list if url == CHAT else (str, list)
     if not isinstance(content, wanted):
-        raise BadRow("invalid_row", f"{key} is {_kind(content)}.")
+        raise BadRow("invalid_row", f"{key} is {kind_of(content)}.")
     if not content:
         raise BadRow("no_prompt", f"{key} is empty.")
     if url == CHAT and not all(isinstance(message, dict) and message.get("role") for message in content):
         raise BadRow("invalid_row", "Each of messages must be an object with a role.")
     if not isinstance(body.get("model", ""), (str, type(None))):
-        raise BadRow("invalid_row", f"model is {_kind(body['model'])}, not a text.")
+        raise BadRow("invalid_row", f"model is {kind_of(body['model'])}, not a text.")
 
 
 def _normalise(body: dict[str, Any], identity: str) -> dict[str, Any]:
-    if isinstance(body.get("id"), str):
-        # The engine's ids read "chatcmpl-<random>": keep the kind.
-        body["id"] = f"{body['id'].partition('-')[0]}-{identity}"
+    if "id" in body:
+        # Servers make ids of many forms: none of theirs is kept.
+        body["id"] = f"{_id_prefix(body)}-{identity}"
+    if "system_fingerprint" in body:
+        # The server's version and settings: not what the row determines.
+        body["system_fingerprint"] = None
     if "created" in body:
         body["created"] = 0
     if "metrics" in body:
@@ -205,9 +219,22 @@ def _normalise(body: dict[str, Any], identity: str) -> dict[str, Any]:
         for number, call in enumerate(calls if isinstance(calls, list) else ()):
             if isinstance(call, dict):
                 call["id"] = f"call_{identity}_{index}_{number}"
+        audio = message.get("audio") if isinstance(message, dict) else None
+        if isinstance(audio, dict) and "id" in audio:
+            audio["id"], audio["expires_at"] = f"audio_{identity}_{index}", 0
     return body
 
 
-def _kind(value: object) -> str:
+def _id_prefix(body: Mapping[str, Any]) -> str:
+    """What OpenAI's own ids of this kind of answer begin with."""
+    choices = body.get("choices")
+    if not isinstance(choices, list):
+        return "embd"
+    chat = any(isinstance(choice, dict) and "message" in choice for choice in choices)
+    return "chatcmpl" if chat else "cmpl"
+
+
+def kind_of(value: object) -> str:
+    """A JSON value's type, for messages."""
     names = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")

@@ -1,29 +1,28 @@
-"""Meet bad input before anything starts, and find out where an earlier attempt left off."""
+"""Refuse bad input before anything starts, and find out where an earlier attempt left off."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import orjson
-
-from airflow_arcadia.batch.input.row_index import row_count, scan
+from airflow_arcadia.batch.input.row_index import Scan, row_count, scan
 from airflow_arcadia.batch.input.row_parser import Shape
-from airflow_arcadia.batch.input.source import Input, locate
-from airflow_arcadia.batch.output.job import INDEX, JOB, ROWS, Identity, Manifest, reopen
+from airflow_arcadia.batch.input.source import Input, check_unchanged, locate
+from airflow_arcadia.batch.output.job import Job, reopen
+from airflow_arcadia.batch.output.manifest import JOB, Identity, Manifest, new_epoch
 from airflow_arcadia.batch.output.paths import Place, place_of
 from airflow_arcadia.batch.spec import NO_ROW_SENT, BatchSpec, BatchSummary
-from airflow_arcadia.batch.storage import (
-    Folder,
-    LocalFolder,
-    RemoteFolder,
-    is_full,
-)
+from airflow_arcadia.batch.storage import explained, full_storage, is_full, remove_leftovers, temporary_path
 from airflow_arcadia.exceptions import BatchError, BatchInputError
+
+log = logging.getLogger(__name__)
+
+_RACES = 3
+"""How often to look again when another attempt removes the folder meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -44,27 +43,35 @@ class Ready:
     :param manifest: of the job; its model is empty while unknown.
     :param rows: local file with the rows.
     :param index: where they start in it.
+    :param replaces: epoch of the finished batch whose output this one is to replace; None without one.
     """
 
     place: Place
+    source: Input
     manifest: Manifest
     rows: Path
     index: Path
+    replaces: str | None = None
 
 
 def check_input(spec: BatchSpec) -> int:
-    """Prove input and output usable without an engine and without writing anything, and count the rows.
+    """Prove input and output usable without an engine, and count the rows.
 
-    Every row is read; one that cannot be sent becomes an error row later and is no error here. Raises
-    :class:`BatchInputError`.
+    Every row is read, and the first ones are made into requests; one that cannot be sent becomes an error
+    row later and is not an error here unless none of the first can be. Nothing is left behind.
+
+    Raises :class:`BatchInputError`, and :class:`BatchError` for a storage that cannot be reached.
     """
-    source, place = _look(spec)
-    earlier = _earlier(spec, place, source)
-    if isinstance(earlier, Finished):
-        return earlier.summary.rows
-    found = scan(source, None, None, spec)
-    _compare(spec, place, found.digest, spec.model, earlier)
-    return found.rows
+    with explained(f"The output {spec.output}", NO_ROW_SENT):
+        source, place = _locate(spec)
+        earlier = _earlier(spec, place, source)
+        if isinstance(earlier, Finished):
+            return earlier.summary.rows
+        place.folder.check_usable()
+        found = scan(source, None, None, spec)
+        _log_duplicates(spec, found)
+        _compare(spec, place, found.digest, spec.model, earlier)
+        return found.rows
 
 
 def finished_summary(spec: BatchSpec) -> BatchSummary | None:
@@ -81,110 +88,172 @@ def finished_summary(spec: BatchSpec) -> BatchSummary | None:
 
 def prepare(spec: BatchSpec) -> Finished | Ready:
     """Check everything :func:`check_input` checks, and note where the rows are unless that is known."""
-    source, place = _look(spec)
+    with explained(f"The output {spec.output}", NO_ROW_SENT):
+        for _ in range(_RACES - 1):
+            # Another attempt may finish the batch, and remove the folder, at any moment.
+            with contextlib.suppress(FileNotFoundError):
+                return _prepare(spec)
+        return _prepare(spec)
+
+
+def claim(spec: BatchSpec, ready: Ready, model: str) -> Job | Finished:
+    """Take over the batch's folder, once the model is known.
+
+    :return: the result instead when another attempt finished the batch meanwhile.
+
+    Raises :class:`BatchInputError` where the model or, meanwhile, something else changed.
+    """
+    identity = Identity.of(spec, ready.manifest.digest, model)
+    if finished := _finished_meanwhile(spec, ready, identity):
+        return finished
+    try:
+        return _claim(spec, ready, identity)
+    except FileNotFoundError as error:
+        if finished := _finished_meanwhile(spec, ready, identity):
+            return finished
+        raise BatchError(
+            f"The folder {ready.place.parts.uri} was removed while the batch began.",
+            what_to_do="Run the batch again, and no other one on the same output.",
+            still_running=NO_ROW_SENT,
+        ) from error
+
+
+def _prepare(spec: BatchSpec) -> Finished | Ready:
+    source, place = _locate(spec)
     earlier = _earlier(spec, place, source)
-    if isinstance(earlier, Finished):
-        if not (spec.retry_failed_only and earlier.summary.failed):
-            if not spec.keep_segments:
-                place.parts.remove_all()
-            return earlier
-        with _full_storage_said(place):
-            earlier = _open_again(place, earlier)
-    with _full_storage_said(place):
-        if earlier is None:
-            # What is there without a manifest is left from a batch that is finished.
+    if isinstance(earlier, Finished) and not (spec.retry_failed_only and earlier.summary.failed):
+        if not spec.keep_segments:
             place.parts.remove_all()
+        return earlier
+    finished = place.finished()
+    replaces = finished[1].epoch if finished is not None else None
+    place.folder.check_usable()
+    with _full_storage_explained(place):
         place.parts.create()
-        _remove_leftovers(place.parts)
+        remove_leftovers(place.parts)
+        if isinstance(earlier, Finished):
+            earlier = _open_again(place, earlier)
         if (
             earlier is None
             or not _same_scan(earlier, spec, source)
             or not _index_ready(place, source, earlier)
         ):
-            return _scan_anew(spec, place, source, earlier)
-    _compare(spec, place, earlier.digest, spec.model, earlier)
-    return Ready(place, earlier, _rows_path(place, source), place.parts.fetch(INDEX))
+            manifest = _scan(spec, place, source, earlier)
+        else:
+            manifest = earlier
+            _compare(spec, place, manifest.digest, spec.model, earlier)
+    rows = source.local or place.parts.work / manifest.copy
+    return Ready(place, source, manifest, rows, place.parts.fetch(manifest.index), replaces)
 
 
-def settle_model(spec: BatchSpec, ready: Ready, model: str) -> Manifest:
-    """The job's manifest, once the model is known. Raises :class:`BatchInputError` where it changed."""
-    manifest = ready.manifest
-    identity = Identity.of(spec, manifest.digest, model)
-    written = Manifest.read(ready.place.parts)
-    if written is not None and written.identity != identity:
-        _changed(spec, ready.place, written.identity.differences(identity))
-        for name in ready.place.parts.names():
-            if name not in {INDEX, ROWS}:
-                ready.place.parts.remove(name)
-        written = None
-    settled = Manifest(identity, manifest.rows, manifest.digest, manifest.stamp, manifest.limit)
-    if written is None:
-        settled.write(ready.place.parts)
-    return settled
-
-
-def _look(spec: BatchSpec) -> tuple[Input, Place]:
-    """What can be said without reading the rows."""
+def _locate(spec: BatchSpec) -> tuple[Input, Place]:
     Shape(spec, spec.model)
-    source, place = locate(spec), place_of(spec)
-    _check_writable(place)
-    return source, place
+    with explained(f"The input {spec.input}", NO_ROW_SENT):
+        source = locate(spec)
+    return source, place_of(spec)
+
+
+def _finished_meanwhile(spec: BatchSpec, ready: Ready, identity: Identity) -> Finished | None:
+    """The result of another attempt that finished the batch since :func:`prepare` looked."""
+    place = ready.place
+    finished = place.finished()
+    if finished is None or finished[1].epoch == ready.replaces or not place.folder.exists(place.name):
+        return None
+    if different := finished[1].identity.differences(identity):
+        _refuse_change(spec, place, different, finished=True)
+        return None
+    return Finished(*finished)
+
+
+def _claim(spec: BatchSpec, ready: Ready, identity: Identity) -> Job:
+    place = ready.place
+    written = Manifest.read(place.parts)
+    if written is not None and written.identity != identity:
+        _refuse_change(spec, place, written.identity.differences(identity))
+        written = None
+    epoch = written.epoch if written is not None else new_epoch()
+    manifest = replace(ready.manifest, identity=identity, epoch=epoch)
+    job = Job.claim(place.parts, manifest, lambda: check_unchanged(ready.source))
+    if written is None:
+        with place.parts.locked():
+            job.check_token()
+            manifest.write(place.parts)
+    _remove_foreign(place, manifest, of_another_job=written is None)
+    return job
+
+
+def _remove_foreign(place: Place, manifest: Manifest, *, of_another_job: bool) -> None:
+    """Remove what is left of another input, and on a new begin everything that is not this attempt's."""
+    mine = {manifest.index, manifest.copy, manifest.order, JOB}
+    derived = ("index-", "rows-", "order-")
+    names = [name for name in place.parts.sizes() if name not in mine and not name.startswith("attempt-")]
+    place.parts.each(
+        place.parts.remove, [name for name in names if of_another_job or name.startswith(derived)]
+    )
 
 
 def _open_again(place: Place, finished: Finished) -> Manifest:
-    place.parts.remove_all()
-    place.parts.create()
-    output = place.folder.fetch(place.name)
-    reopen(place.parts, finished.manifest, finished.summary, output)
-    return finished.manifest
+    manifest = replace(finished.manifest, epoch=new_epoch())
+    reopen(place.parts, manifest, finished.summary, place.folder.fetch(place.name))
+    return manifest
 
 
-def _scan_anew(spec: BatchSpec, place: Place, source: Input, earlier: Manifest | None) -> Ready:
+def _scan(spec: BatchSpec, place: Place, source: Input, earlier: Manifest | None) -> Manifest:
     parts = place.parts
-    index = parts.work / f".tmp-{os.getpid()}-index"
-    spool = None if source.local else parts.work / f".tmp-{os.getpid()}-rows"
+    index = temporary_path(parts, "index")
+    copy = None if source.local else temporary_path(parts, "rows")
     try:
-        found = scan(source, index, spool, spec)
+        found = scan(source, index, copy, spec)
+        _log_duplicates(spec, found)
         _compare(spec, place, found.digest, spec.model, earlier)
-        if spool is not None:
+        identity = Identity.of(spec, found.digest, spec.model)
+        manifest = Manifest(identity, found.rows, found.digest, source.stamp, spec.limit)
+        if copy is not None:
             # The copy stays on this machine: it is of no use to another.
-            os.replace(spool, parts.work / ROWS)
-        parts.publish(index, INDEX)
+            os.replace(copy, parts.work / manifest.copy)
+        parts.publish(index, manifest.index)
     except BatchInputError:
-        if earlier is None and not parts.exists(JOB):
+        if earlier is None and not parts.sizes():
             parts.remove_all()
         raise
     finally:
         index.unlink(missing_ok=True)
-        if spool is not None:
-            spool.unlink(missing_ok=True)
-    manifest = Manifest(
-        Identity.of(spec, found.digest, spec.model), found.rows, found.digest, source.stamp, spec.limit
-    )
-    return Ready(place, manifest, _rows_path(place, source), parts.fetch(INDEX))
+        if copy is not None:
+            copy.unlink(missing_ok=True)
+    return manifest
 
 
 def _earlier(spec: BatchSpec, place: Place, source: Input) -> Manifest | Finished | None:
     """What an earlier attempt left: its result, its manifest, or nothing."""
     manifest = Manifest.read(place.parts)
-    if manifest is not None or spec.overwrite or not place.folder.exists(place.name):
+    if manifest is not None or spec.overwrite:
         return manifest
-    finished = _read_summary(place)
+    finished = place.finished()
     if finished is None:
-        raise BatchInputError(
-            f"The output {spec.output} exists and is not this batch's.",
-            what_to_do="Choose another output, or set overwrite.",
-            still_running=NO_ROW_SENT,
-        )
+        _refuse_foreign_files(spec, place)
+        return None
+    if not place.folder.exists(place.name):
+        return None
     summary, written = finished
     digest = written.digest
     if not _same_scan(written, spec, source):
         digest = scan(source, None, None, spec).digest
     identity = Identity.of(spec, digest, spec.model)
     if different := written.identity.differences(identity):
-        _changed(spec, place, different, finished=True)
+        _refuse_change(spec, place, different, finished=True)
         return None
     return Finished(summary, written)
+
+
+def _refuse_foreign_files(spec: BatchSpec, place: Place) -> None:
+    for name in (place.name, place.errors, place.summary):
+        if place.folder.exists(name):
+            raise BatchInputError(
+                f"{'The output ' if name == place.name else 'Beside the output, '}"
+                f"{spec.output.removesuffix(place.name)}{name} exists and is not this batch's.",
+                what_to_do="Choose another output, or set overwrite.",
+                still_running=NO_ROW_SENT,
+            )
 
 
 def _compare(spec: BatchSpec, place: Place, digest: str, model: str, earlier: Manifest | None) -> None:
@@ -192,11 +261,11 @@ def _compare(spec: BatchSpec, place: Place, digest: str, model: str, earlier: Ma
         return
     different = earlier.identity.differences(Identity.of(spec, digest, model))
     if different:
-        _changed(spec, place, different)
+        _refuse_change(spec, place, different)
 
 
-def _changed(spec: BatchSpec, place: Place, different: list[str], *, finished: bool = False) -> None:
-    if spec.on_change == "restart" or (finished and spec.overwrite):
+def _refuse_change(spec: BatchSpec, place: Place, different: list[str], *, finished: bool = False) -> None:
+    if spec.on_change == "restart" or spec.overwrite:
         return
     state = "was answered" if finished else "is partly answered"
     raise BatchInputError(
@@ -206,69 +275,38 @@ def _changed(spec: BatchSpec, place: Place, different: list[str], *, finished: b
     )
 
 
-def _read_summary(place: Place) -> tuple[BatchSummary, Manifest] | None:
-    try:
-        raw: dict[str, Any] = orjson.loads(place.folder.read(place.summary))
-        job = raw["job"]
-        manifest = Manifest(**{**job, "identity": Identity(**job["identity"])})
-        known = {field.name for field in fields(BatchSummary)}
-        return BatchSummary(**{key: value for key, value in raw.items() if key in known}), manifest
-    except (FileNotFoundError, KeyError, TypeError, ValueError):
-        return None
-
-
 def _same_scan(manifest: Manifest, spec: BatchSpec, source: Input) -> bool:
     return bool(source.stamp) and manifest.stamp == source.stamp and manifest.limit == spec.limit
 
 
 def _index_ready(place: Place, source: Input, manifest: Manifest) -> bool:
-    if not source.local and not (place.parts.work / ROWS).exists():
+    if not source.local and not (place.parts.work / manifest.copy).exists():
         return False
     try:
-        return row_count(place.parts.fetch(INDEX)) == manifest.rows
+        return row_count(place.parts.fetch(manifest.index)) == manifest.rows
     except FileNotFoundError:
         return False
 
 
-def _rows_path(place: Place, source: Input) -> Path:
-    return source.local or place.parts.work / ROWS
-
-
-def _check_writable(place: Place) -> None:
-    folder = place.folder
-    if isinstance(folder, RemoteFolder) and (bucket := folder.missing_bucket()):
-        raise BatchInputError(
-            f"The output's bucket {bucket} does not exist.",
-            what_to_do="Correct the output, or create the bucket.",
-            still_running=NO_ROW_SENT,
+def _log_duplicates(spec: BatchSpec, found: Scan) -> None:
+    if found.duplicate_ids:
+        log.warning(
+            "%s: %d rows have the custom_id of a row before them; each is answered, and the output's order "
+            "tells them apart",
+            spec.input,
+            found.duplicate_ids,
         )
-    if not isinstance(folder, LocalFolder):
-        return
-    existing = folder.path
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise BatchInputError(
-            f"The output's folder {folder.path} cannot be written.",
-            what_to_do="Choose another output, or correct the rights.",
-            still_running=NO_ROW_SENT,
-        )
-
-
-def _remove_leftovers(parts: Folder) -> None:
-    for path in parts.work.glob(".tmp-*"):
-        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _full_storage_said(place: Place) -> Iterator[None]:
+def _full_storage_explained(place: Place) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if not is_full(error):
             raise
         raise BatchError(
-            f"The storage of {place.uri} is full.",
+            f"{full_storage(place.parts, error)} is full.",
             what_to_do="Free space there and run the batch again.",
             still_running=NO_ROW_SENT,
         ) from error

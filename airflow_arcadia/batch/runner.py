@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,16 +12,15 @@ from pathlib import Path
 from airflow_arcadia.batch.input.ordering import order_ready, read_order, write_order
 from airflow_arcadia.batch.input.row_index import Rows
 from airflow_arcadia.batch.input.row_parser import Shape
-from airflow_arcadia.batch.input.source import locate
-from airflow_arcadia.batch.output.job import ORDER, Job
+from airflow_arcadia.batch.output.job import Job
 from airflow_arcadia.batch.output.merge import finalise, summarise
 from airflow_arcadia.batch.output.writer import SegmentWriter
-from airflow_arcadia.batch.prepare import Finished, Ready, prepare, settle_model
+from airflow_arcadia.batch.prepare import Finished, Ready, claim, prepare
 from airflow_arcadia.batch.progress import Meter, Progress
 from airflow_arcadia.batch.row_queue import WorkQueue
 from airflow_arcadia.batch.sender import Lanes
 from airflow_arcadia.batch.spec import BatchSpec, BatchSummary, Endpoint
-from airflow_arcadia.batch.storage import is_full
+from airflow_arcadia.batch.storage import explain, full_storage, is_full, temporary_path
 from airflow_arcadia.batch.transport.hang_detector import watch
 from airflow_arcadia.batch.transport.http_client import Client
 from airflow_arcadia.batch.transport.server import Server, choose_model, connect_http, end_tasks, unreachable
@@ -87,15 +85,28 @@ async def run_batch_async(
     run.report_to(on_progress, progress_interval_s)
     try:
         return await run.run()
-    except OSError as error:
-        if not is_full(error):
+    except Exception as error:
+        if is_full(error):
+            what = f"{full_storage(ready.place.parts, error)} is full."
+            raise BatchError(
+                what,
+                what_to_do="Free space there and run the batch again: it goes on from there.",
+                still_running=await _committed(run, ready),
+            ) from error
+        told = explain(error, f"The output {ready.place.uri}")
+        if told is None:
             raise
-        raise BatchError(
-            f"The storage of {ready.place.uri} is full.",
-            what_to_do="Free space there and run the batch again: it goes on from there.",
-            still_running=f"{await asyncio.to_thread(run.committed)} rows are committed in "
-            f"{ready.place.parts.uri}.",
-        ) from error
+        told.still_running = await _committed(run, ready)
+        raise told from error
+
+
+async def _committed(run: _Run, ready: Ready) -> str:
+    try:
+        rows = await asyncio.to_thread(run.committed)
+    except Exception as error:  # noqa: BLE001 - said beside the error that matters more
+        log.warning("How many rows are committed cannot be read: %s", error)
+        return f"What was committed is kept in {ready.place.parts.uri}."
+    return f"{rows} rows are committed in {ready.place.parts.uri}."
 
 
 class _Run:
@@ -136,10 +147,12 @@ class _Run:
             await self._reach_servers()
             self._model = choose_model(spec.model, self._servers)
             job = await asyncio.to_thread(self._claim)
+            if isinstance(job, Finished):
+                # Another attempt was faster.
+                return job.summary
             resumed = job.done
             while True:
                 await self._answer_pending(job)
-                await asyncio.to_thread(self._check_unchanged)
                 summary = summarise(place, job, spec, resumed)
                 damaged = await asyncio.to_thread(
                     finalise, place, job, summary, keep_segments=spec.keep_segments
@@ -153,18 +166,6 @@ class _Run:
             for server in self._servers:
                 await server.close()
 
-    def _check_unchanged(self) -> None:
-        """Rows are read where the scan found them: in a file that changed since, they are other rows."""
-        if self._ready.rows.parent == self._ready.place.parts.work:
-            # Read from a copy of its own.
-            return
-        if locate(self._spec).stamp != self._ready.manifest.stamp:
-            raise BatchInputError(
-                f"The input {self._spec.input} changed while its rows were answered.",
-                what_to_do="Run the batch again with on_change='restart'.",
-                still_running=f"What was committed is kept in {self._ready.place.parts.uri}.",
-            )
-
     async def _reach_servers(self) -> None:
         began = time.monotonic()
         for server in self._servers:
@@ -177,32 +178,33 @@ class _Run:
                 raise self._error
             await asyncio.sleep(_LOOK)
 
-    def _claim(self) -> Job:
+    def _claim(self) -> Job | Finished:
         """Take over the job's folder, with everything in it that sending rows needs."""
-        ready = self._ready
-        manifest = settle_model(self._spec, ready, self._model)
         self._shape = Shape(self._spec, self._model)
-        self._order = self._prepare_order(manifest.rows) if self._spec.ordering == "prefix" else None
-        self._job = Job.claim(ready.place.parts, manifest)
+        job = claim(self._spec, self._ready, self._model)
+        if isinstance(job, Finished):
+            return job
+        self._job = job
+        self._order = self._prepare_order(job) if self._spec.ordering == "prefix" else None
         if self._spec.retry_failed_only:
-            self._job.reopen_failed()
-        return self._job
+            job.reopen_failed()
+        return job
 
-    def _prepare_order(self, rows: int) -> Path:
-        parts = self._ready.place.parts
+    def _prepare_order(self, job: Job) -> Path:
+        parts, name, rows = job.folder, job.manifest.order, job.manifest.rows
         with contextlib.suppress(FileNotFoundError):
-            path = parts.fetch(ORDER)
+            path = parts.fetch(name)
             if order_ready(path, rows):
                 return path
-        local = parts.work / f".tmp-{os.getpid()}-{ORDER}"
+        local = temporary_path(parts, name)
         reader = Rows(self._ready.rows, self._ready.index)
         try:
             write_order(rows, lambda row: self._shape.parse(reader.read(row), row), local)
-            parts.publish(local, ORDER)
+            parts.publish(local, name)
         finally:
             reader.close()
             local.unlink(missing_ok=True)
-        return parts.fetch(ORDER)
+        return parts.fetch(name)
 
     async def _answer_pending(self, job: Job) -> None:
         """Until no row is to do any more. Raises what ended it early, after committing what is answered."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+import orjson
 from pydantic import Field
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
@@ -52,7 +54,8 @@ class BatchSpec:
     :param endpoint_timeout_s: seconds to wait for an endpoint while none answers.
     :param max_failed_rows: stop when more rows than this have failed; None never stops.
     :param max_failed_fraction: the same as a share of all rows, 0 to 1.
-    :param overwrite: replace an output that exists.
+    :param overwrite: replace an output that exists, whosever it is, and begin an unfinished one of another
+        input, model or parameters anew. An unfinished one of the same is gone on with.
     :param on_change: what to do when an earlier attempt on this output had another input, model or
         parameters: ``"fail"``, or ``"restart"`` from nothing.
     :param retry_failed_only: send the rows that failed before once more, and keep all other answers.
@@ -63,6 +66,9 @@ class BatchSpec:
     :param prompt_column: column (or key) that holds the prompt, ``prompt`` unless a table says otherwise.
     :param prompt_template: Jinja template of the prompt over the row's columns (or keys).
     :param prompt_as: ``"completion"`` sends a prompt as it is, ``"chat"`` as a user's message.
+    :param columns_as_parameters: columns of a table that are request fields of their row, e.g.
+        ``["max_tokens", "seed"]``; all others are for the prompt alone. Rows of JSON Lines are requests
+        already: every field that the template does not read is sent.
     :param input_format: ``"jsonl"``, ``"csv"`` or ``"parquet"``; by default as the input's name ends.
     :param ordering: ``"prefix"`` sends rows that begin alike one after the other, so that the engine's
         prefix cache serves them, and rows with a high ``max_tokens`` first; ``"input"`` keeps the input's
@@ -93,6 +99,7 @@ class BatchSpec:
     prompt_column: str | None = None
     prompt_template: str | None = None
     prompt_as: Literal["completion", "chat"] = "completion"
+    columns_as_parameters: Sequence[str] = ()
     input_format: Literal["jsonl", "csv", "parquet"] | None = None
     ordering: Literal["prefix", "input"] = "prefix"
 
@@ -103,6 +110,13 @@ class BatchSpec:
                     f"The batch's {name} is empty.", what_to_do=f"Set {name} to a path or URI."
                 )
         check_fields(self, "batch")
+        try:
+            orjson.dumps(dict(self.parameters))
+        except TypeError as error:
+            raise ArcadiaConfigError(
+                f"The batch's parameters cannot be sent as JSON: {error}.",
+                what_to_do="Use texts, numbers of at most 64 bits, lists, and mappings with texts as keys.",
+            ) from error
 
     @classmethod
     def parse(cls, options: object, *, input: str, output: str, **fields: Any) -> BatchSpec:
@@ -118,12 +132,17 @@ class BatchSpec:
         """How many of so many rows may fail; None: all."""
         if self.max_failed_fraction is None:
             return self.max_failed_rows
-        share = int(self.max_failed_fraction * rows)
+        # 0.29 of 100 rows are 28.999… in binary, and 29 to whoever wrote it.
+        share = math.floor(self.max_failed_fraction * rows + 1e-6)
         return share if self.max_failed_rows is None else min(share, self.max_failed_rows)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe form; ``BatchSpec(**raw)`` is its inverse."""
-        return {**dataclasses.asdict(self), "parameters": dict(self.parameters)}
+        return {
+            **dataclasses.asdict(self),
+            "parameters": dict(self.parameters),
+            "columns_as_parameters": list(self.columns_as_parameters),
+        }
 
 
 OPTIONS = {

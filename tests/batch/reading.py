@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from airflow_arcadia.batch.openai_format import is_answered
+
 
 def answers(output: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(output).read_text(encoding="utf-8").splitlines()]
@@ -17,7 +19,15 @@ def text_of(row: dict[str, Any]) -> str:
 
 
 def codes(output: str) -> list[str | None]:
-    return [row["error"]["code"] if row["error"] else None for row in answers(output)]
+    """The code of each error row; None for an answer."""
+    return [code_of(row) for row in answers(output)]
+
+
+def code_of(row: dict[str, Any]) -> str | None:
+    if is_answered(row):
+        return None
+    error = row["error"] or row["response"]["body"]["error"]
+    return str(error["code"])
 
 
 async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, check_input, run_batch_async
-from airflow_arcadia.batch.openai_format import Request, RowError, parse_row
+from airflow_arcadia.batch.input.row_parser import Shape
+from airflow_arcadia.batch.openai_format import Request, RowError, is_answered
 from airflow_arcadia.exceptions import BatchInputError
 from tests.batch.fake_engine import serving
 
@@ -52,7 +53,7 @@ async def answer(content: bytes, name: str, **options: Any) -> None:
             summary = await run_batch_async(spec, [Endpoint(engine.url)])
         lines = [json.loads(line) for line in output.read_bytes().splitlines()]
         assert len(lines) == summary.rows == rows
-        assert summary.ok == sum(line["error"] is None for line in lines)
+        assert summary.ok == sum(map(is_answered, lines))
         assert all((line["response"] is None) != (line["error"] is None) for line in lines)
 
 
@@ -78,6 +79,6 @@ def test_any_rows_under_a_template(rows: list[dict[str, Any]], prompt_as: str):
 @settings(max_examples=500, deadline=None)
 @given(LINES | ROWS.map(lambda row: json.dumps(row).encode()))
 def test_any_line_is_a_request_or_an_error(line: bytes):
-    found = parse_row(line, 0, "tiny", {"max_tokens": 1})
+    found = Shape(BatchSpec("in", "out", "tiny", {"max_tokens": 1}), "tiny").parse(line, 0)
     assert isinstance(found, (Request, RowError))
     assert isinstance(found.custom_id, str)

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from airflow_arcadia.batch import BatchSpec
+from airflow_arcadia.batch.input.row_parser import Shape
 from airflow_arcadia.batch.openai_format import (
     CHAT,
     COMPLETIONS,
@@ -13,14 +15,13 @@ from airflow_arcadia.batch.openai_format import (
     answer_line,
     complete_body,
     error_line,
-    parse_row,
     row_id,
 )
 
 
 def parse(row: object, **parameters: object) -> Request | RowError:
     line = row if isinstance(row, bytes) else json.dumps(row).encode()
-    return parse_row(line, 4, "tiny", parameters)
+    return Shape(BatchSpec("in", "out", "tiny", parameters), "tiny").parse(line, 4)
 
 
 @pytest.mark.parametrize(

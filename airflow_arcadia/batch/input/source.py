@@ -16,13 +16,21 @@ import orjson
 import zstandard
 
 from airflow_arcadia.batch.input.tables import columns, csv_lines, parquet_lines
+from airflow_arcadia.batch.input.zstd import ZstdReader
 from airflow_arcadia.batch.openai_format import MAX_LINE_BYTES
 from airflow_arcadia.batch.spec import NO_ROW_SENT, BatchSpec
-from airflow_arcadia.batch.storage import is_local, resolve
-from airflow_arcadia.exceptions import BatchInputError
+from airflow_arcadia.batch.storage import explained, is_local, resolve
+from airflow_arcadia.exceptions import BatchError, BatchInputError
 
 _FORMATS = {".csv": "csv", ".parquet": "parquet", ".pq": "parquet"}
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_STAMPS = (
+    *("size", "ETag", "etag", "generation", "md5Hash"),
+    *("LastModified", "last_modified", "mtime", "modify", "updated", "time", "created"),
+)
+"""What file systems tell of a file that changes with its content."""
+READY_CONTENT = ("messages", "input")
+"""Columns that Parquet can hold as they are sent."""
 _BROKEN = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
 
 
@@ -55,6 +63,12 @@ def is_table(spec: BatchSpec) -> bool:
     return format_of(spec)[0] != "jsonl"
 
 
+class InputChanged(BatchInputError):
+    """The input is no longer what was scanned. Another attempt reads it anew."""
+
+    retryable = True
+
+
 def locate(spec: BatchSpec) -> Input:
     """Find the input. Raises :class:`BatchInputError` when it is missing, a folder, or empty."""
     uri = spec.input
@@ -64,24 +78,48 @@ def locate(spec: BatchSpec) -> Input:
     try:
         info = fs.info(path)
     except FileNotFoundError as error:
+        # fsspec's http says so of a server that is down, too.
+        if error.__cause__ is not None and getattr(error.__cause__, "status", 503) >= 500:
+            raise BatchError(
+                f"The input {uri} cannot be reached: {error.__cause__}.",
+                what_to_do="Check its server and the network; another attempt may succeed.",
+                still_running=NO_ROW_SENT,
+            ) from error
         raise BatchInputError(
             f"The input {uri} does not exist.", what_to_do="Correct the path.", still_running=NO_ROW_SENT
-        ) from error
-    except OSError as error:
-        raise BatchInputError(
-            f"The input {uri} cannot be read: {error}.",
-            what_to_do="Correct the path or the rights on it.",
-            still_running=NO_ROW_SENT,
         ) from error
     if info.get("type") == "directory":
         raise BatchInputError(
             f"The input {uri} is a folder.", what_to_do="Name one file.", still_running=NO_ROW_SENT
         )
-    if not info.get("size", 1):
+    # A server need not say the size: that is known when it was read.
+    if info.get("size") == 0:
         raise empty(uri)
     file = Path(path) if is_local(fs) else None
     in_place = file if format_of(spec) == ("jsonl", None) else None
     return Input(uri, fs, path, in_place, _stamp(info, file))
+
+
+def check_unchanged(source: Input) -> None:
+    """Raise :class:`InputChanged` unless an input that is read in place is as it was located."""
+    if source.local is None:
+        return
+    try:
+        same = _stamp({}, source.local) == source.stamp
+    except FileNotFoundError:
+        same = False
+    if not same:
+        raise input_changed(source.uri)
+
+
+def input_changed(uri: str) -> InputChanged:
+    """The error for rows that are no longer what was scanned."""
+    return InputChanged(
+        f"The input {uri} changed while its rows were answered.",
+        what_to_do="Run the batch again: it goes on if the content is what it was, and needs "
+        "on_change='restart' if not. Write a new input under a temporary name and rename it.",
+        still_running="What was committed before is kept.",
+    )
 
 
 def empty(uri: str) -> BatchInputError:
@@ -100,17 +138,25 @@ def opened(source: Input, spec: BatchSpec) -> Iterator[Iterator[bytes]]:
     format.
     """
     kind, compression = format_of(spec)
-    with _bytes(source, compression) as file:
+    with explained(f"The input {source.uri}", NO_ROW_SENT):
+        file = _bytes(source, compression)
+    with file:
+        if kind == "csv":
+            lines = csv_lines(file, source.uri)
+        elif kind == "parquet":
+            lines = parquet_lines(file, source.uri)
+        else:
+            lines = _pieces(file)
+        yield _readable(lines, source.uri)
+
+
+def _readable(lines: Iterator[bytes], uri: str) -> Iterator[bytes]:
+    with explained(f"The input {uri}", NO_ROW_SENT):
         try:
-            if kind == "csv":
-                yield csv_lines(file, source.uri)
-            elif kind == "parquet":
-                yield parquet_lines(file, source.uri)
-            else:
-                yield _pieces(file)
+            yield from lines
         except _BROKEN as error:
             raise BatchInputError(
-                f"The input {source.uri} cannot be decompressed: {error}.",
+                f"The input {uri} cannot be decompressed: {error}.",
                 what_to_do="Write it again.",
                 still_running=NO_ROW_SENT,
             ) from error
@@ -118,6 +164,8 @@ def opened(source: Input, spec: BatchSpec) -> Iterator[Iterator[bytes]]:
 
 def _bytes(source: Input, compression: str | None) -> Any:
     file = source.fs.open(source.path, "rb")
+    if compression == "zstd":
+        return io.BufferedReader(ZstdReader(file), 1 << 18)
     return fsspec.compression.compr[compression](file, mode="rb") if compression else file
 
 
@@ -127,26 +175,39 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
         yield piece
 
 
-def check_columns(first: bytes, spec: BatchSpec) -> None:
-    """Raise :class:`BatchInputError` unless the first row of a table has what becomes the prompt."""
-    if not is_table(spec) or spec.prompt_template is not None:
-        return
-    names = columns(first)
-    wanted = {spec.prompt_column} if spec.prompt_column else {"prompt", "messages", "input"}
-    if not wanted & names:
+def check_columns(line: bytes, spec: BatchSpec) -> bool:
+    """Raise :class:`BatchInputError` unless a row of a table has what becomes the prompt.
+
+    :return: whether the line could tell.
+    """
+    if not is_table(spec):
+        return True
+    names = columns(line)
+    if names is None:
+        return False
+    wanted = {spec.prompt_column} if spec.prompt_column else {"prompt", *READY_CONTENT}
+    if spec.prompt_template is None and not wanted & names:
+        missing, what_to_do = wanted, "Set prompt_column or prompt_template."
+    else:
+        missing, what_to_do = set(spec.columns_as_parameters) - names, "Correct columns_as_parameters."
+    if missing:
         raise BatchInputError(
-            f"{spec.input} has no column {' or '.join(sorted(wanted))}; it has {', '.join(sorted(names))}.",
-            what_to_do="Set prompt_column or prompt_template.",
+            f"{spec.input} has no column {' or '.join(sorted(missing))}; it has {', '.join(sorted(names))}.",
+            what_to_do=what_to_do,
             still_running=NO_ROW_SENT,
         )
+    return True
 
 
-def check_text(line: bytes, number: int, uri: str) -> None:
-    """Raise :class:`BatchInputError` when a line is not UTF-8."""
+def read_object(line: bytes, number: int, uri: str) -> Any:
+    """What a line of JSON says; None when it is not JSON, which is the row's own error.
+
+    Raises :class:`BatchInputError` when the line is not UTF-8.
+    """
     try:
-        orjson.loads(line)
+        return orjson.loads(line)
     except orjson.JSONDecodeError:
-        # Only a line that fails can have another encoding; that it is no JSON is the row's own error.
+        # Only a line that fails can have another encoding.
         try:
             line.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -155,16 +216,14 @@ def check_text(line: bytes, number: int, uri: str) -> None:
                 what_to_do="Write the input as UTF-8.",
                 still_running=NO_ROW_SENT,
             ) from error
+    return None
 
 
 def _stamp(info: dict[str, Any], file: Path | None) -> str:
     if file is not None:
         stat = file.stat()
         return f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ino}"
-    tags = [
-        info.get(key) for key in ("size", "ETag", "etag", "LastModified", "mtime", "created", "generation")
-    ]
-    return "-".join(str(tag) for tag in tags if tag is not None)
+    return "-".join(str(info[key]) for key in _STAMPS if info.get(key) is not None)
 
 
 class _Raw(io.RawIOBase):

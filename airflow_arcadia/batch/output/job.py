@@ -1,31 +1,40 @@
-"""A batch's place on storage: what it is, which attempt may write, and which rows are done.
+"""A batch's place on storage: which attempt may write, and which rows are done.
 
 Beside the output lies the hidden folder ``.<name>.parts``:
 
-- ``job.json``: input, model and parameters this folder belongs to,
-- ``index`` and, unless the input is a plain local file, ``rows``: see
+- ``job.json``: input, model and parameters this folder belongs to
+  (:class:`~airflow_arcadia.batch.output.manifest.Manifest`),
+- ``index-<digest>`` and, unless the input is a plain local file, ``rows-<digest>``: see
   :mod:`~airflow_arcadia.batch.input.row_index`,
-- ``order``: the order to send the rows in, unless it is the input's,
+- ``order-<digest>``: the order to send the rows in, unless it is the input's,
 - ``attempt-<token>.json``: one per attempt; the highest token is the only one that may commit. It lists what
   it found committed, so that a late segment of an attempt before it never counts,
-- ``seg-<token>-<number>``: committed rows.
+- ``seg-<token>-<nonce>-<number>``: committed rows.
+
+The token is the fencing token. It only rises while the folder is there; the nonce tells attempts apart that
+got the same one, because the folder was removed in between or because the store ignores the condition of
+"write only if absent".
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator
+import logging
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import orjson
 
-from airflow_arcadia.batch.output.segments import FAILED, Counts, SegmentBuffer, read_footer
-from airflow_arcadia.batch.spec import BatchSpec, BatchSummary
-from airflow_arcadia.batch.storage import Folder, write
-from airflow_arcadia.exceptions import BatchError
+from airflow_arcadia.batch.openai_format import is_answered
+from airflow_arcadia.batch.output.manifest import Manifest
+from airflow_arcadia.batch.output.segments import FAILED, Counts, Footer, SegmentBuffer, footer_of
+from airflow_arcadia.batch.spec import BatchSummary
+from airflow_arcadia.batch.storage import Folder, temporary_path
+from airflow_arcadia.exceptions import BatchError, BatchInputError
 
-JOB, INDEX, ROWS, ORDER = "job.json", "index", "rows", "order"
+log = logging.getLogger(__name__)
+
 _ATTEMPT, _SEGMENT = "attempt-", "seg-"
 _REOPENED_ROWS = 4096
 """Rows in a segment of a finished batch that is opened again."""
@@ -38,105 +47,76 @@ class Superseded(BatchError):
 
 
 @dataclass(frozen=True)
-class Identity:
-    """What makes two batches the same one. Empty ``model``: not known yet."""
-
-    input: str
-    model: str
-    parameters: str
-
-    @classmethod
-    def of(cls, spec: BatchSpec, digest: str, model: str) -> Identity:
-        """The identity of a spec with the digest of its input."""
-        shape = [spec.prompt_column, spec.prompt_template, spec.prompt_as, spec.input_format]
-        text = orjson.dumps([dict(spec.parameters), shape], option=orjson.OPT_SORT_KEYS)
-        limit = "" if spec.limit is None else f"-{spec.limit}"
-        return cls(f"{digest}{limit}", model, hashlib.blake2b(text, digest_size=16).hexdigest())
-
-    def differences(self, other: Identity) -> list[str]:
-        """Which parts differ, as far as both are known."""
-        mine, theirs = asdict(self), asdict(other)
-        return [name for name in mine if mine[name] and theirs[name] and mine[name] != theirs[name]]
-
-    @property
-    def fingerprint(self) -> str:
-        """All of it in 32 hex digits."""
-        text = orjson.dumps(asdict(self), option=orjson.OPT_SORT_KEYS)
-        return hashlib.blake2b(text, digest_size=16).hexdigest()
-
-    @property
-    def row_key(self) -> bytes:
-        """Key of the rows' ids: what they depend on beside place and content."""
-        return hashlib.blake2b(f"{self.model}\0{self.parameters}".encode(), digest_size=16).digest()
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """``job.json``.
-
-    :param stamp: of the input when it was scanned; while it is the same the input is not read again.
-    """
-
-    identity: Identity
-    rows: int
-    digest: str
-    stamp: str
-    limit: int | None
-
-    @classmethod
-    def read(cls, folder: Folder) -> Manifest | None:
-        """The folder's manifest; None when there is none."""
-        try:
-            raw = orjson.loads(folder.read(JOB))
-        except FileNotFoundError:
-            return None
-        return cls(**{**raw, "identity": Identity(**raw["identity"])})
-
-    def write(self, folder: Folder) -> None:
-        """Make it the folder's."""
-        write(folder, JOB, orjson.dumps(asdict(self), option=orjson.OPT_INDENT_2))
-
-
-@dataclass(frozen=True)
 class Attempt:
     """One attempt at the batch.
 
-    :param token: its number, from 1; the fencing token.
-    :param adopted: token of an earlier attempt → number of its last segment that counts.
+    :param token: its number in this folder, from 1; the fencing token.
+    :param nonce: random; its own alone.
+    :param epoch: of the manifest it works for.
+    :param number: how many attempts there were for that manifest, this one included.
+    :param adopted: ``<token>-<nonce>`` of an earlier attempt → number of its last segment that counts.
     """
 
     token: int
-    adopted: dict[int, int]
+    nonce: str
+    epoch: str
+    number: int
+    adopted: dict[str, int]
+
+    @property
+    def series(self) -> str:
+        """What its segments' names begin with."""
+        return f"{self.token:06d}-{self.nonce}"
 
 
 class Job:
-    """An attempt's hold on the folder of a batch."""
+    """An attempt's hold on the folder of a batch.
 
-    def __init__(self, folder: Folder, manifest: Manifest, attempt: Attempt) -> None:
+    :param check_input: raises when the rows are no longer those that were scanned; called before each
+        commit.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        manifest: Manifest,
+        attempt: Attempt,
+        check_input: Callable[[], None] = lambda: None,
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
         self.attempt = attempt
+        self.check_input = check_input
         self.row_key = manifest.identity.row_key
         self.states = bytearray(manifest.rows)
         """Per row: 0 to do, 1 answered, 2 an error row."""
         self.counts = Counts()
-        self._segments: list[str] = []
+        self._segments: dict[str, int] = {}
+        """Name → bytes of every segment that counts, oldest first."""
         self._next = 1
         self._adopt()
 
     @classmethod
-    def claim(cls, folder: Folder, manifest: Manifest) -> Job:
-        """Take over the folder: from now on no earlier attempt can commit."""
+    def claim(cls, folder: Folder, manifest: Manifest, check_input: Callable[[], None] = lambda: None) -> Job:
+        """Take over the folder: from now on no earlier attempt can commit.
+
+        Committed rows are kept if they were committed for the same epoch of the manifest.
+        """
+        if not folder.is_exclusive():
+            log.warning(
+                "%s cannot write a file only if it is absent: if two attempts start in the same moment, "
+                "the one that claims the folder last goes on",
+                folder.uri,
+            )
         while True:
             with folder.locked():
-                attempt = _next_attempt(folder)
-                raw = {"adopted": {str(token): last for token, last in attempt.adopted.items()}}
+                attempt = _next_attempt(folder, manifest.epoch)
                 try:
-                    folder.create_only(_attempt_name(attempt.token), orjson.dumps(raw))
+                    folder.create_only(_attempt_name(attempt.token), orjson.dumps(asdict(attempt)))
                 except FileExistsError:
                     # Another attempt took this token meanwhile: take the next.
                     continue
-            return cls(folder, manifest, attempt)
+            return cls(folder, manifest, attempt, check_input)
 
     @property
     def done(self) -> int:
@@ -160,40 +140,44 @@ class Job:
             row = self.states.find(0, row + 1)
 
     def commit(self, buffer: SegmentBuffer) -> None:
-        """Make the buffer's rows count. Raises :class:`Superseded`, and OSError when storage is full."""
-        name = f"{_SEGMENT}{self.attempt.token:06d}-{self._next:08d}"
-        local = self.folder.work / f".tmp-{name}"
+        """Make the buffer's rows count.
+
+        Raises :class:`Superseded`, what ``check_input`` raises, and what the storage raises. Idempotent: a
+        commit that failed may be tried again.
+        """
+        name = f"{_SEGMENT}{self.attempt.series}-{self._next:08d}"
+        local = temporary_path(self.folder, name)
         try:
             buffer.write(local)
+            size = local.stat().st_size
+            self.check_input()
             with self.folder.locked():
                 self.check_token()
                 self.folder.publish(local, name)
+        except FileNotFoundError as error:
+            # Another attempt finished the batch, and removed the folder.
+            if self._holds():
+                raise
+            raise self._superseded() from error
         finally:
             local.unlink(missing_ok=True)
         self._next += 1
-        self._segments.append(name)
+        self._segments[name] = size
 
     def check_token(self) -> None:
         """Raise :class:`Superseded` when a later attempt has claimed the folder."""
-        if self.folder.exists(_attempt_name(self.attempt.token + 1)) or not self.folder.exists(
-            _attempt_name(self.attempt.token)
-        ):
-            raise Superseded(
-                f"Attempt {self.attempt.token} at this batch was superseded by a later one.",
-                what_to_do="Leave it to the later attempt; what this one committed before it began counts.",
-                still_running="The later attempt goes on.",
-            )
+        if self.folder.exists(_attempt_name(self.attempt.token + 1)) or not self._holds():
+            raise self._superseded()
 
     def segments(self) -> Iterator[tuple[str, Path]]:
         """Name and local path of every segment that counts, oldest first."""
-        for name in self._segments:
-            yield name, self.folder.fetch(name)
+        names = list(self._segments)
+        yield from zip(names, self.folder.each(self.folder.fetch, names), strict=True)
 
     def committed(self) -> int:
         """Rows in segments that count: those a next attempt will find done."""
         found = bytearray(self.manifest.rows)
-        for _, path in self.segments():
-            footer = read_footer(path)
+        for _, footer in self._footers():
             for row in footer.rows if footer is not None else ():
                 found[row & ~FAILED] = 1
         return found.count(1)
@@ -201,31 +185,32 @@ class Job:
     def forget(self, segment: str) -> None:
         """Drop a damaged segment: its rows are to do again."""
         self.folder.remove(segment)
-        self._segments.remove(segment)
+        del self._segments[segment]
         self._recount()
 
     def _adopt(self) -> None:
-        for name in self.folder.names():
+        late = []
+        for name, size in self.folder.sizes().items():
             if not name.startswith(_SEGMENT):
                 continue
-            token, number = _segment_numbers(name)
-            if number <= self.attempt.adopted.get(token, 0):
-                self._segments.append(name)
+            series, number = _segment_series(name)
+            if number <= self.attempt.adopted.get(series, 0):
+                self._segments[name] = size
             else:
-                # Committed by an attempt that had lost its claim.
-                self.folder.remove(name)
+                # Committed for another job, or by an attempt that had lost its claim.
+                late.append(name)
+        self.folder.each(self.folder.remove, late)
         self._recount()
 
     def _recount(self) -> None:
         self.states = bytearray(self.manifest.rows)
         self.counts = Counts()
         states = self.states
-        for name, path in list(self.segments()):
-            footer = read_footer(path)
+        for name, footer in self._footers():
             if footer is None:
                 # Torn, so never whole: its rows are to do.
                 self.folder.remove(name)
-                self._segments.remove(name)
+                del self._segments[name]
                 continue
             self.counts.add(footer.counts)
             for row in footer.rows:
@@ -236,48 +221,97 @@ class Job:
         # A row may be in two segments, once failed and once answered: the later one counts.
         self.counts.ok, self.counts.failed = states.count(1), states.count(2)
 
+    def _footers(self) -> list[tuple[str, Footer | None]]:
+        """Footers of all segments; at the same time, and without the rows, where the storage can."""
+
+        def read(name: str) -> Footer | None:
+            return footer_of(
+                lambda start, end: self.folder.read_range(name, start, end), self._segments[name]
+            )
+
+        names = list(self._segments)
+        return list(zip(names, self.folder.each(read, names), strict=True))
+
+    def _holds(self) -> bool:
+        """Whether the file of this attempt's token is its own."""
+        found = _read_attempt(self.folder, self.attempt.token)
+        return found is not None and found.nonce == self.attempt.nonce
+
+    def _superseded(self) -> Superseded:
+        return Superseded(
+            f"Attempt {self.attempt.token} at this batch was superseded by another one.",
+            what_to_do="Leave it to the other attempt; what this one committed before it began may count.",
+            still_running="The other attempt goes on, or has finished the batch.",
+        )
+
 
 def reopen(parts: Folder, manifest: Manifest, summary: BatchSummary, output: Path) -> None:
-    """Fill the folder with the output's rows as committed segments, and its manifest last.
+    """Fill the folder with a finished output's rows as committed segments, and its manifest last.
 
     :param output: a local copy of the finished output.
+
+    Raises :class:`BatchInputError` for an output that is not one of a batch.
     """
     job = Job.claim(parts, manifest)
     buffer = SegmentBuffer()
     buffer.counts.prompt_tokens = summary.prompt_tokens
     buffer.counts.completion_tokens = summary.completion_tokens
     buffer.counts.seconds = summary.seconds
+    rows = 0
     with output.open("rb") as file:
         for row, line in enumerate(file):
-            buffer.add(row, line.rstrip(b"\n"), failed=orjson.loads(line)["error"] is not None)
+            buffer.add(row, line.rstrip(b"\n"), failed=not _is_answered(line, row, output))
+            rows += 1
             if len(buffer.lines) == _REOPENED_ROWS:
                 job.commit(buffer)
                 buffer = SegmentBuffer()
     if buffer.lines:
         job.commit(buffer)
+    if rows != manifest.rows:
+        raise _not_an_output(output, f"it has {rows} rows, not {manifest.rows}")
     manifest.write(parts)
 
 
-def _next_attempt(folder: Folder) -> Attempt:
-    names = folder.names()
+def _is_answered(line: bytes, row: int, output: Path) -> bool:
+    try:
+        return is_answered(orjson.loads(line))
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise _not_an_output(output, f"line {row + 1} is not one of a batch's output") from error
+
+
+def _not_an_output(output: Path, why: str) -> BatchInputError:
+    return BatchInputError(
+        f"The failed rows of {output} cannot be sent again: {why}.",
+        what_to_do="Restore the output as the batch wrote it, or run the batch with overwrite.",
+        still_running="The output is as it was.",
+    )
+
+
+def _next_attempt(folder: Folder, epoch: str) -> Attempt:
+    names = folder.sizes()
     tokens = [int(name[len(_ATTEMPT) : -len(".json")]) for name in names if name.startswith(_ATTEMPT)]
     last = max(tokens, default=0)
-    if not last:
-        return Attempt(1, {})
-    raw = orjson.loads(folder.read(_attempt_name(last)))
-    adopted = {int(token): number for token, number in raw["adopted"].items()}
-    numbers = [
-        number
-        for token, number in (_segment_numbers(name) for name in names if name.startswith(_SEGMENT))
-        if token == last
-    ]
-    return Attempt(last + 1, {**adopted, last: max(numbers, default=0)})
+    before = _read_attempt(folder, last) if last else None
+    nonce = uuid.uuid4().hex[:12]
+    if before is None or before.epoch != epoch:
+        return Attempt(last + 1, nonce, epoch, 1, {})
+    series = (_segment_series(name) for name in names if name.startswith(_SEGMENT))
+    committed = max((number for found, number in series if found == before.series), default=0)
+    adopted = {**before.adopted, before.series: committed}
+    return Attempt(last + 1, nonce, epoch, before.number + 1, adopted)
+
+
+def _read_attempt(folder: Folder, token: int) -> Attempt | None:
+    try:
+        return Attempt(**orjson.loads(folder.read(_attempt_name(token))))
+    except (FileNotFoundError, orjson.JSONDecodeError, TypeError):
+        return None
 
 
 def _attempt_name(token: int) -> str:
     return f"{_ATTEMPT}{token:06d}.json"
 
 
-def _segment_numbers(name: str) -> tuple[int, int]:
-    token, number = name[len(_SEGMENT) :].split("-")
-    return int(token), int(number)
+def _segment_series(name: str) -> tuple[str, int]:
+    series, _, number = name[len(_SEGMENT) :].rpartition("-")
+    return series, int(number)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import orjson
 
-from airflow_arcadia.batch.output.job import JOB, Job
+from airflow_arcadia.batch.output.job import Job
+from airflow_arcadia.batch.output.manifest import JOB
 from airflow_arcadia.batch.output.paths import Place
 from airflow_arcadia.batch.output.segments import FAILED, DamagedSegment, SegmentReader, read_footer
 from airflow_arcadia.batch.spec import BatchSpec, BatchSummary
-from airflow_arcadia.batch.storage import sync, write
+from airflow_arcadia.batch.storage import sync, temporary_path, write
 from airflow_arcadia.exceptions import BatchError
 
 _SEGMENT_BITS = 40
@@ -33,10 +34,11 @@ def finalise(place: Place, job: Job, summary: BatchSummary, *, keep_segments: bo
 
     :return: damaged segments, by name. Unless there is none, nothing was published and their rows are to do.
     """
-    output, errors = job.folder.work / ".tmp-output", job.folder.work / ".tmp-errors"
+    output, errors = temporary_path(job.folder, "output"), temporary_path(job.folder, "errors")
     try:
         if damaged := _merge(job, output, errors):
             return damaged
+        job.check_input()
         with job.folder.locked():
             job.check_token()
             if summary.failed:
@@ -74,7 +76,7 @@ def summarise(place: Place, job: Job, spec: BatchSpec, resumed: int) -> BatchSum
         prompt_tokens=counts.prompt_tokens,
         completion_tokens=counts.completion_tokens,
         model=job.manifest.identity.model,
-        attempts=job.attempt.token,
+        attempts=job.attempt.number,
         resumed_rows=resumed,
         gpu_seconds=round(gpu_seconds, 3),
         tokens_per_gpu_second=round(tokens / gpu_seconds, 1) if gpu_seconds else 0.0,
@@ -96,7 +98,7 @@ def _merge(job: Job, output: Path, errors: Path) -> list[str]:
                 for row, location in enumerate(_locations(paths, first, last), first):
                     if location == _NOWHERE:
                         raise BatchError(
-                            f"Row {row + 1} is in no segment any more.",
+                            f"Row {row + 1} is missing from the committed segments.",
                             what_to_do="Run the batch again: it answers what is missing.",
                             still_running=f"All other rows are kept in {job.folder.uri}.",
                         )
@@ -132,4 +134,6 @@ def _locations(paths: Sequence[Path], first: int, last: int) -> array[int]:
 
 def _write_summary(place: Place, job: Job, summary: BatchSummary) -> None:
     raw = {**summary.to_dict(), "job": asdict(job.manifest)}
-    write(place.folder, place.summary, orjson.dumps(raw, option=orjson.OPT_INDENT_2))
+    content = orjson.dumps(raw, option=orjson.OPT_INDENT_2)
+    # Built in the hidden folder, so that a kill leaves nothing beside the output.
+    write(place.folder, place.summary, content, work=job.folder)

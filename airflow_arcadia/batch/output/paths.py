@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
-from airflow_arcadia.batch.spec import NO_ROW_SENT, BatchSpec
-from airflow_arcadia.batch.storage import Folder, is_local, open_folder, resolve
+import orjson
+
+from airflow_arcadia.batch.output.manifest import Identity, Manifest
+from airflow_arcadia.batch.spec import NO_ROW_SENT, BatchSpec, BatchSummary
+from airflow_arcadia.batch.storage import Folder, folder_at, is_local, resolve
 from airflow_arcadia.exceptions import BatchInputError
+
+_LONGEST_NAME = 255 - len(".tmp-000000000000-.errors.jsonl")
+"""Bytes that a name of the output may have, so that all names made of it fit in a file system's 255."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +36,57 @@ class Place:
         """Name of the summary; the batch is finished once it is there."""
         return f"{self.name}.summary.json"
 
+    def finished(self) -> tuple[BatchSummary, Manifest] | None:
+        """What a finished batch wrote as its summary; None when there is none, or it is another's file."""
+        try:
+            raw: dict[str, Any] = orjson.loads(self.folder.read(self.summary))
+            job = raw["job"]
+            manifest = Manifest(**{**job, "identity": Identity(**job["identity"])})
+            known = {field.name for field in fields(BatchSummary)}
+            return BatchSummary(**{key: value for key, value in raw.items() if key in known}), manifest
+        except (FileNotFoundError, NotADirectoryError, KeyError, TypeError, ValueError):
+            return None
+
 
 def place_of(spec: BatchSpec) -> Place:
-    """Where the batch's files go. Raises :class:`BatchInputError` when the output names no file."""
+    """Where the batch's files go. Raises :class:`BatchInputError` when the output is not a file's name, or
+    one of the files would replace the input."""
     fs, path = resolve(spec.output)
+    if is_local(fs):
+        # What a symbolic link points to is written, not the link replaced.
+        path = os.path.realpath(path) if not path.endswith("/") else path
     parent, _, name = path.rpartition("/")
-    if not name or path.endswith("/") or (is_local(fs) and os.path.isdir(path)):
-        raise BatchInputError(
-            f"The output {spec.output} is a folder.", what_to_do="Name a file.", still_running=NO_ROW_SENT
-        )
-    base = parent or "/" if is_local(fs) else fs.unstrip_protocol(parent)
-    return Place(open_folder(base), open_folder(f"{base}/.{name}.parts"), name, spec.output)
+    if not name or path.endswith("/") or spec.output.endswith("/") or (is_local(fs) and os.path.isdir(path)):
+        raise _refuse(f"The output {spec.output} is a folder.", "Name a file.")
+    if len(name.encode()) > _LONGEST_NAME:
+        raise _refuse(f"The output's name {name} has more than {_LONGEST_NAME} bytes.", "Use a shorter name.")
+    # In messages only: a path of the file system need not say which host it is on.
+    shown = path.rpartition("/")[0] if is_local(fs) else spec.output.rstrip("/").rpartition("/")[0]
+    hidden = f".{name}.parts"
+    place = Place(
+        folder_at(fs, parent or "/", shown or "/"),
+        folder_at(fs, f"{parent}/{hidden}", f"{shown}/{hidden}"),
+        name,
+        spec.output,
+    )
+    _refuse_input_as_output(spec, place, fs, parent)
+    return place
+
+
+def _refuse_input_as_output(spec: BatchSpec, place: Place, fs: Any, parent: str) -> None:
+    source_fs, source = resolve(spec.input)
+    if is_local(fs) and is_local(source_fs):
+        source = os.path.realpath(source)
+    elif fs is not source_fs:
+        # Instances are cached by protocol, host and options: another one is another place.
+        return
+    for name in (place.name, place.errors, place.summary):
+        if source == f"{parent}/{name}":
+            raise _refuse(
+                f"The input {spec.input} would be replaced by the batch's own file {name}.",
+                "Choose another output.",
+            )
+
+
+def _refuse(what: str, what_to_do: str) -> BatchInputError:
+    return BatchInputError(what, what_to_do=what_to_do, still_running=NO_ROW_SENT)

@@ -12,7 +12,7 @@ import struct
 import zlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,6 +29,8 @@ _TAIL = struct.Struct("<QIII8s")
 """Length of the frames in bytes, number of rows, length of the counts, CRC-32 of the footer, magic."""
 _MAGIC = b"arcadia1"
 _OPEN_FILES = 64
+_FIRST_READ = 64 * 1024
+"""Bytes from the end of a segment that are read at first: they hold the footer of 5,000 rows."""
 
 
 @dataclass
@@ -113,18 +115,31 @@ class SegmentBuffer:
 def read_footer(path: Path) -> Footer | None:
     """The footer of a segment; None when it is torn."""
     with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size < _TAIL.size:
-            return None
-        file.seek(size - _TAIL.size)
-        data_length, count, counts_length, crc, magic = _TAIL.unpack(file.read())
-        # 4 bytes for a row's number and 8 for its offset
-        length = 12 * count + counts_length
-        if magic != _MAGIC or data_length + length + _TAIL.size != size:
-            return None
-        file.seek(data_length)
-        footer = file.read(length)
-    if zlib.crc32(footer) != crc:
+        return footer_of(
+            lambda start, end: os.pread(file.fileno(), end - start, start), os.fstat(file.fileno()).st_size
+        )
+
+
+def footer_of(read: Callable[[int, int], bytes], size: int) -> Footer | None:
+    """The footer of a segment, by one or two ranged reads; None when it is torn.
+
+    :param read: gives the segment's bytes from a start up to an end.
+    :param size: of the segment, in bytes.
+    """
+    if size < _TAIL.size:
+        return None
+    start = max(0, size - _FIRST_READ)
+    end = read(start, size)
+    if len(end) != size - start:
+        return None
+    data_length, count, counts_length, crc, magic = _TAIL.unpack(end[-_TAIL.size :])
+    # 4 bytes for a row's number and 8 for its offset
+    length = 12 * count + counts_length
+    if magic != _MAGIC or data_length + length + _TAIL.size != size:
+        return None
+    whole = end if data_length >= start else read(data_length, size)
+    footer = whole[-length - _TAIL.size : -_TAIL.size]
+    if len(footer) != length or zlib.crc32(footer) != crc:
         return None
     rows, offsets = array("I"), array("Q")
     rows.frombytes(footer[: 4 * count])

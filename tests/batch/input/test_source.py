@@ -49,7 +49,9 @@ async def test_a_csv_has_a_prompt_column(engine: FakeEngine, tmp_path: Path, out
         'custom_id,prompt,max_tokens,topic\na,"one, ""quoted""",5,x\nb,"two\nlines",,x\n,three,7,x\nd,,,\n',
         encoding="utf-8-sig",
     )
-    found = await run(engine, path, output, parameters={"max_tokens": 9})
+    found = await run(
+        engine, path, output, parameters={"max_tokens": 9}, columns_as_parameters=["max_tokens"]
+    )
     assert [row["custom_id"] for row in found] == ["a", "b", "row-3", "d"]
     assert codes(output) == [None, None, None, "no_prompt"]
     assert [text_of(row) for row in found[:3]] == ['ONE, "QUOTED"', "TWO\nLINES", "THREE"]
@@ -83,7 +85,7 @@ def test_a_template_cannot_reach_the_machine(write_rows: Write, output: str):
 
 
 def test_a_template_that_is_none(write_rows: Write, output: str):
-    with pytest.raises(BatchInputError, match="no Jinja template"):
+    with pytest.raises(BatchInputError, match="not a valid Jinja template"):
         check_input(BatchSpec(write_rows({"a": 1}), output, "", prompt_template="{{ a"))
 
 
@@ -108,7 +110,7 @@ async def test_parquet_has_a_prompt_column_or_messages(engine: FakeEngine, tmp_p
     path = tmp_path / "in.parquet"
     messages = [[{"role": "user", "content": f"row {row}"}] for row in range(3000)]
     parquet.write_table(pyarrow.table({"messages": messages, "seed": list(range(3000))}), path)
-    found = await run(engine, path, output)
+    found = await run(engine, path, output, columns_as_parameters=["seed"])
     assert [text_of(row) for row in found] == [f"ROW {row}" for row in range(3000)]
     assert sorted(body["seed"] for body in engine.bodies) == list(range(3000))
 

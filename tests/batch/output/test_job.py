@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from airflow_arcadia.batch.output.job import Identity, Job, Manifest, Superseded
+from airflow_arcadia.batch.output.job import Job, Superseded
+from airflow_arcadia.batch.output.manifest import Identity, Manifest
 from airflow_arcadia.batch.output.segments import SegmentBuffer
 from airflow_arcadia.batch.storage import LocalFolder
 
-MANIFEST = Manifest(Identity("i", "m", "p"), 6, "i", "s", None)
+MANIFEST = Manifest(Identity("i", "m", "p"), 6, "i", "s", None, "epoch")
 
 
 def folder_in(path: Path) -> LocalFolder:
@@ -41,7 +42,8 @@ def test_an_attempt_thought_dead_cannot_commit_over_its_successor(tmp_path: Path
     with pytest.raises(Superseded, match="Attempt 1"):
         first.commit(buffer_of(1))
     second.commit(buffer_of(1))
-    assert [name for name, _ in second.segments()] == ["seg-000001-00000001", "seg-000002-00000001"]
+    series = [first.attempt.series, second.attempt.series]
+    assert [name for name, _ in second.segments()] == [f"seg-{one}-00000001" for one in series]
 
 
 def test_a_late_segment_of_an_earlier_attempt_never_counts(tmp_path: Path):
@@ -49,11 +51,12 @@ def test_a_late_segment_of_an_earlier_attempt_never_counts(tmp_path: Path):
     first.commit(buffer_of(0))
     second = Job.claim(folder_in(tmp_path), MANIFEST)
     # As on storage without locks: the check was before the claim, the write after it.
-    buffer_of(1).write(tmp_path / "seg-000001-00000002")
+    late = tmp_path / f"seg-{first.attempt.series}-00000002"
+    buffer_of(1).write(late)
     second.commit(buffer_of(2))
     third = Job.claim(folder_in(tmp_path), MANIFEST)
     assert list(third.pending()) == [1, 3, 4, 5]
-    assert not (tmp_path / "seg-000001-00000002").exists()
+    assert not late.exists()
 
 
 @pytest.mark.parametrize("torn", [1, 5, 40, 200])
@@ -61,7 +64,7 @@ def test_a_torn_segment_counts_as_absent(tmp_path: Path, torn: int):
     first = Job.claim(folder_in(tmp_path), MANIFEST)
     first.commit(buffer_of(0, 1))
     first.commit(buffer_of(2, 3))
-    segment = tmp_path / "seg-000001-00000001"
+    segment = min(tmp_path.glob("seg-*"))
     size = segment.stat().st_size
     with segment.open("r+b") as file:
         file.truncate(max(0, size - torn))
@@ -70,7 +73,7 @@ def test_a_torn_segment_counts_as_absent(tmp_path: Path, torn: int):
 
 def test_a_segment_whose_last_bytes_are_zeros_counts_as_absent(tmp_path: Path):
     Job.claim(folder_in(tmp_path), MANIFEST).commit(buffer_of(0, 1))
-    segment = tmp_path / "seg-000001-00000001"
+    segment = min(tmp_path.glob("seg-*"))
     data = segment.read_bytes()
     segment.write_bytes(data[:-16] + b"\0" * 16)
     assert list(Job.claim(folder_in(tmp_path), MANIFEST).pending()) == [0, 1, 2, 3, 4, 5]
