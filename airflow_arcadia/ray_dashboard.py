@@ -7,7 +7,7 @@ Endpoints and answers are those of Ray 2.60's dashboard (port 8265): ``/api/auth
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,18 @@ class RayDashboard:
         except (KeyError, TypeError, AttributeError) as error:
             raise self._unreachable(f"its answer is not Ray's: {error!r}") from error
 
+    async def nodes(self) -> tuple[RayNode, ...]:
+        """The nodes, dead ones included; GPUs in use are not read.
+
+        Raises :class:`RayClusterUnreachableError` or :class:`RayAuthenticationError`.
+        """
+        async with self._session() as session:
+            raw = await self._get(session, "/api/v0/nodes?detail=1")
+        try:
+            return _nodes(raw, lambda _: 0.0)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise self._unreachable(f"its answer is not Ray's: {error!r}") from error
+
     async def answers(self) -> bool:
         """Whether anything that speaks HTTP is there at all, whatever it says."""
         try:
@@ -182,18 +194,22 @@ def parse_facts(
     return ClusterFacts(
         ray_version=metadata["data"]["rayVersion"],
         python_version=metadata["data"]["pythonVersion"],
-        nodes=tuple(
-            RayNode(
-                node_id=raw["node_id"],
-                ip=raw["node_ip"],
-                is_head=bool(raw.get("is_head_node")),
-                alive=raw["state"] == "ALIVE",
-                gpus_total=float((raw.get("resources_total") or {}).get("GPU", 0.0)),
-                gpus_used=used(raw["node_id"]),
-            )
-            for raw in nodes["data"]["result"]["result"]
-        ),
+        nodes=_nodes(nodes, used),
         placement_groups=_groups(groups),
+    )
+
+
+def _nodes(raw: Mapping[str, Any], used: Callable[[str], float]) -> tuple[RayNode, ...]:
+    return tuple(
+        RayNode(
+            node_id=node["node_id"],
+            ip=node["node_ip"],
+            is_head=bool(node.get("is_head_node")),
+            alive=node["state"] == "ALIVE",
+            gpus_total=float((node.get("resources_total") or {}).get("GPU", 0.0)),
+            gpus_used=used(node["node_id"]),
+        )
+        for node in raw["data"]["result"]["result"]
     )
 
 

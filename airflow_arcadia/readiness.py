@@ -12,7 +12,11 @@ from dataclasses import dataclass, field
 
 from airflow_arcadia.worker import WorkerStatus
 
-_CAUSE = re.compile(r"(?:^|\s)(\w[\w.]*(?:Error|Exception|Killed)\b: .+|arcadia: (?!stopp|say).+)$")
+_EXCEPTION = re.compile(r"(?:^|\s)(\w[\w.]*(?:Error|Exception|Killed)\b: .+)$")
+_DECIDED = re.compile(r"(?:^|\s)arcadia: ((?:cannot start|stopping): .+)$")
+"""The worker's own word on why it did not start, or ends."""
+_ENDED = re.compile(r"(?:^|\s)arcadia: (ended: .+|the first generation failed.+)$")
+"""What the worker saw, where nothing above names the cause."""
 
 
 @dataclass(frozen=True)
@@ -134,12 +138,16 @@ def decide(seen: Observation, *, started_at: float, now: float, startup_timeout_
 
 
 def likely_cause(log_tail: Sequence[str]) -> str | None:
-    """The log line that most likely names the cause: the last exception, or our own last word."""
-    found = [match.group(1) for line in log_tail if (match := _CAUSE.search(line.rstrip()))]
-    exceptions = [line for line in found if not line.startswith("arcadia: ")]
-    if exceptions:
-        return exceptions[-1]
-    return found[-1].removeprefix("arcadia: ") if found else None
+    """The text of the log line that most likely names the cause of the worker's end, if one does.
+
+    The worker's own decision comes first (what a server logs while it is ended is a consequence), then the
+    last exception, then what the worker saw of its server. Its other lines, such as "ready", name no cause.
+    """
+    for pattern in (_DECIDED, _EXCEPTION, _ENDED):
+        found = [match.group(1) for line in log_tail if (match := pattern.search(line.rstrip()))]
+        if found:
+            return found[-1]
+    return None
 
 
 def _dead(process: ProcessObservation) -> Failed:

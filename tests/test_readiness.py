@@ -75,10 +75,23 @@ def test_a_dead_worker_fails_at_once_with_the_cause_and_its_log():
         ),
         (["(EngineCore pid=1) ERROR 11-23 [core.py:1] KeyError: 'x'"], "KeyError: 'x'"),
         (["arcadia: cannot start: no Ray"], "cannot start: no Ray"),
+        (
+            [
+                "arcadia: ready: tiny at http://h:1",
+                "arcadia: stopping: its lease lapsed 3 s ago",
+                "arcadia: draining 0 requests",
+                "RuntimeError: a consequence",
+                "arcadia: stopped",
+            ],
+            "stopping: its lease lapsed 3 s ago",
+        ),
+        (["arcadia: ready: tiny at http://h:1", "arcadia: registered with the controller http://c"], None),
+        (["arcadia: ended: vLLM's server was killed by SIGKILL"], "ended: vLLM's server was killed"),
+        (["ValueError: the cause", "arcadia: ended: vLLM's server failed"], "ValueError: the cause"),
         (["INFO all is well"], None),
         ([], None),
     ],
 )
-def test_the_likely_cause_is_the_last_exception_or_our_own_last_word(lines: list[str], cause: str | None):
+def test_the_likely_cause_is_a_decision_or_the_last_exception(lines: list[str], cause: str | None):
     found = likely_cause(lines)
     assert found is None if cause is None else found is not None and found.startswith(cause)

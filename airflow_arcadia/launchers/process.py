@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import signal
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import replace
@@ -111,7 +112,7 @@ class ProcessLauncher:
         if ref is None or is_alive(ref):
             return ProcessObservation(None if ref is None else True, log_tail=lines)
         code = exit_code(ref)
-        reason = f"exit code {code}" if code is not None else None
+        reason = _how(code) if code is not None else None
         return ProcessObservation(False, reason, lines)
 
     def _running(self, lease: Lease, name: str, owned: str) -> dict[str, Any] | None:
@@ -161,6 +162,10 @@ def _lines_from(path: Path, position: int) -> tuple[list[str], int]:
         return [], position
     whole = read[: read.rfind(b"\n") + 1]
     return whole.decode(errors="replace").splitlines(), position + len(whole)
+
+
+def _how(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
 
 
 def _ref(where: Mapping[str, Any]) -> ProcessRef | None:

@@ -139,6 +139,9 @@ def start_head(
     env = worker_environment(os.environ, worker_python) | mark(lease, where["owned"])
     if ray_token_file:
         env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": ray_token_file}
+    else:
+        # Left alone, Ray asks for a token as soon as it finds one in the user's home.
+        env.setdefault("RAY_AUTH_MODE", "disabled")
     process = spawn([*guard, "--", *head], env=env, log_path=log)
     where |= {"pid": process.pid, "started_at": process.started_at}
     store.update(lease, lambda held: held.record(Owned("ray_cluster", cluster.name, LAUNCHER, where)))

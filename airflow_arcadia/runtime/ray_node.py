@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from airflow_arcadia.config import DASHBOARD_PORT
 from airflow_arcadia.exceptions import RayClusterError
+from airflow_arcadia.ray_dashboard import RayClusterUnreachableError, RayDashboard, RayNode
 from airflow_arcadia.runtime.log import say
 from airflow_arcadia.runtime.supervisor import start_child
 from airflow_arcadia.worker import WorkerSpec
 
 JOIN_TIMEOUT_S = 60.0
-_HTTP_TIMEOUT_S = 5.0
+_PATIENCE_S = 5.0
 _POLL_S = 0.2
 
 
-def local_node(nodes: Iterable[Mapping[str, Any]], addresses: set[str]) -> str | None:
+def local_node(nodes: Iterable[RayNode], addresses: set[str]) -> str | None:
     """Address of the alive node that runs on this host, if there is one."""
-    for node in nodes:
-        if node["state"] == "ALIVE" and node["node_ip"] in addresses:
-            return str(node["node_ip"])
-    return None
+    return next((node.ip for node in nodes if node.alive and node.ip in addresses), None)
 
 
 def join(spec: WorkerSpec, env: Mapping[str, str]) -> tuple[str, subprocess.Popen[bytes] | None]:
@@ -39,17 +34,15 @@ def join(spec: WorkerSpec, env: Mapping[str, str]) -> tuple[str, subprocess.Pope
     Raises :class:`RayClusterError` when the node does not appear among the cluster's.
     """
     addresses = _local_addresses()
-    node = local_node(_nodes(spec), addresses)
+    node = local_node(_nodes(spec, patience_s=_PATIENCE_S), addresses)
     if node is not None:
         say(f"this host is Ray node {node} already")
         return node, None
     say(f"joining the Ray cluster at {spec.ray_address}")
-    if spec.ray_token_file:
-        env = {**env, "RAY_AUTH_MODE": "token"}
-    raylet = start_child(join_argv(spec), env)
+    raylet = start_child(join_argv(spec), {**env, **auth_environment(spec, env)})
     deadline = time.monotonic() + JOIN_TIMEOUT_S
     while time.monotonic() < deadline and raylet.poll() is None:
-        if node := local_node(_nodes(spec), addresses):
+        if node := local_node(_nodes(spec, patience_s=deadline - time.monotonic()), addresses):
             say(f"this host joined as Ray node {node}")
             return node, raylet
         time.sleep(_POLL_S)
@@ -59,6 +52,14 @@ def join(spec: WorkerSpec, env: Mapping[str, str]) -> tuple[str, subprocess.Pope
         f"This host's raylet {why} when joining the Ray cluster at {spec.ray_address}.",
         what_to_do="See the lines above: Ray and Python versions, network and token must fit.",
     )
+
+
+def auth_environment(spec: WorkerSpec, env: Mapping[str, str]) -> dict[str, str]:
+    """How Ray's processes of this worker authenticate at the cluster.
+
+    Left alone, Ray uses a token that it happens to find in the user's home, whatever the cluster wants.
+    """
+    return {"RAY_AUTH_MODE": "token" if spec.ray_token_file else env.get("RAY_AUTH_MODE", "disabled")}
 
 
 def join_argv(spec: WorkerSpec) -> list[str]:
@@ -72,22 +73,18 @@ def join_argv(spec: WorkerSpec) -> list[str]:
     return argv if spec.node_gpus is None else [*argv, f"--num-gpus={spec.node_gpus}"]
 
 
-def _nodes(spec: WorkerSpec) -> list[dict[str, Any]]:
+def _nodes(spec: WorkerSpec, *, patience_s: float) -> tuple[RayNode, ...]:
+    """The cluster's nodes; a dashboard that does not answer is asked again for ``patience_s`` seconds."""
     host = (spec.ray_address or "").rpartition(":")[0]
-    base = spec.ray_dashboard_url or f"http://{host}:{DASHBOARD_PORT}"
-    request = urllib.request.Request(f"{base}/api/v0/nodes?detail=1")  # noqa: S310 - an http(s) URL of ours
-    if spec.ray_token_file:
-        token = Path(spec.ray_token_file).read_text(encoding="utf-8").strip()
-        request.add_header("Authorization", f"Bearer {token}")
-    try:
-        with urllib.request.urlopen(request, timeout=_HTTP_TIMEOUT_S) as response:  # noqa: S310
-            found: list[dict[str, Any]] = json.load(response)["data"]["result"]["result"]
-    except (urllib.error.URLError, OSError, ValueError, KeyError, TypeError) as error:
-        raise RayClusterError(
-            f"The nodes of the Ray cluster cannot be read at {base}: {error}.",
-            what_to_do="Check that the head's dashboard is up and reachable from the worker.",
-        ) from error
-    return found
+    dashboard = RayDashboard(spec.ray_dashboard_url or f"http://{host}:{DASHBOARD_PORT}", spec.ray_token_file)
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return asyncio.run(dashboard.nodes())
+        except RayClusterUnreachableError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_S)
 
 
 def _local_addresses() -> set[str]:

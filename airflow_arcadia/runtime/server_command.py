@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
+from airflow_arcadia.runtime.ray_node import auth_environment
 from airflow_arcadia.runtime.vllm_patches.gate import SERVER_VARIABLE
 from airflow_arcadia.worker import WorkerSpec
 
@@ -46,8 +47,8 @@ def server_env(spec: WorkerSpec, base: Mapping[str, str], node_ip: str | None) -
     else:
         # One GPU needs no Ray: an address left in the environment must not make vLLM join one.
         env.pop("RAY_ADDRESS", None)
-    if spec.ray_token_file:
-        env["RAY_AUTH_MODE"] = "token"
+    if spec.uses_ray:
+        env |= auth_environment(spec, base)
     # vLLM drops an idle connection after 5 s by default, in the middle of a client's next request.
     env.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "75")
     env.setdefault("VLLM_NO_USAGE_STATS", "1")

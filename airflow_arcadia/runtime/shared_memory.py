@@ -1,40 +1,58 @@
-"""The /dev/shm files an engine leaves behind: seen while it lives, removed after it.
+"""The /dev/shm files an engine leaves behind: recorded while it lives, removed after it.
 
-vLLM's ranks talk through POSIX shared memory (``psm_*`` message queues, ``*cpushm_*`` of the CPU build) and
-a killed engine unlinks none of it. The ranks are Ray's processes, not ours; they are known by sharing a
-file with one of ours.
+vLLM's ranks communicate through POSIX shared memory (``psm_*`` message queues, ``*cpushm_*`` of the CPU
+build) and a killed engine unlinks none of it. The ranks are Ray's processes, not ours; they are known by
+sharing a file with one of ours.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
 
 from airflow_arcadia.processes import SHM, remove_unmapped_shm, shm_files
-from airflow_arcadia.runtime.supervisor import descendants
 
 ENGINE_FILE = re.compile(re.escape(SHM) + r"(psm_|.*cpushm_|sem\.mp-)")
 """Message queues, the CPU build's tensors, and multiprocessing's semaphores."""
+LOOK_S = 2.0
 _REMOVE_WAIT_S = 3.0  # a rank killed by Ray keeps its mappings for a moment
 
 
 class EngineSharedMemory:
-    """Keeps the list, also in a file, so that a teardown can remove them after a SIGKILL.
+    """Keeps the list, also in a file, so that others can remove the files after a SIGKILL.
 
     :param record: file to keep the list in, one path a line; None keeps it in memory.
+    :param look_s: seconds between two looks while /dev/shm does not change.
     """
 
-    def __init__(self, record: Path | None) -> None:
+    def __init__(self, record: Path | None, *, look_s: float = LOOK_S) -> None:
         self._record = record
+        self._look_s = look_s
+        self._next = 0.0
+        self._names: frozenset[str] = frozenset()
         # What a worker of the same name left when it was killed is this one's to remove.
         self._seen = set(record.read_text().splitlines()) if record and record.exists() else set()
 
-    def look(self) -> None:
-        """See what the engine maps now."""
-        own = _engine_files(shm_files(process.pid for process in descendants()))
+    def due(self) -> bool:
+        """Whether it is time for a look: engine files have appeared, or the last look was a while ago.
+
+        An engine maps its files as it makes them. A look at the next poll sees them before a kill is likely.
+        """
+        names = frozenset(filter(ENGINE_FILE.match, (f"{SHM}{name}" for name in os.listdir(SHM))))
+        if names <= self._names and time.monotonic() < self._next:
+            return False
+        self._names = names
+        self._next = time.monotonic() + self._look_s
+        return True
+
+    def look(self, processes: Iterable[psutil.Process]) -> None:
+        """Record what these processes of the engine map now, and what their ranks on Ray map."""
+        own = _engine_files(shm_files(process.pid for process in processes))
         if own <= self._seen and self._seen:
             return
         found = own | self._shared_with(own)
@@ -44,7 +62,7 @@ class EngineSharedMemory:
                 self._record.write_text("".join(f"{path}\n" for path in sorted(self._seen)))
 
     def remove(self) -> list[str]:
-        """Remove all that was seen once nothing maps it; returns what is left."""
+        """Remove all that was recorded once nothing maps it; returns what is left."""
         deadline = time.monotonic() + _REMOVE_WAIT_S
         while (left := remove_unmapped_shm(self._seen)) and time.monotonic() < deadline:
             time.sleep(0.1)

@@ -13,35 +13,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FrameType
 
 import psutil
 
-from airflow_arcadia.lease_store import read_lease_file
+from airflow_arcadia.runtime.lease_watch import LEASE_POLL_S, LeaseWatch
 from airflow_arcadia.runtime.log import say
+from airflow_arcadia.runtime.watchdog import Watchdog, ensure_marked
 
 POLL_S = 0.2
-LEASE_POLL_S = 5.0
-LOOK_S = 2.0
 KILL_WAIT_S = 5.0
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _PR_SET_CHILD_SUBREAPER = 36
 
-
-def lease_ended(path: str | None, now: float) -> str | None:
-    """Why the lease no longer holds, or None while it does or cannot be read."""
-    if path is None:
-        return None
-    try:
-        lease = read_lease_file(path)
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    if lease is None:
-        return "its lease is gone"
-    if lease.released:
-        return "its lease was released"
-    return f"its lease lapsed {now - lease.expires_at:.0f} s ago" if lease.lapsed(now) else None
+Check = Callable[[], str | None]
+"""Called at every poll: the reason to end the child, or None. It must return at once."""
 
 
 class StopSignal:
@@ -52,12 +39,21 @@ class StopSignal:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._remember)
 
+    def check(self) -> str | None:
+        """The reason to end, once a signal was received."""
+        return f"{self.received} received" if self.received else None
+
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or signal.Signals(number).name
 
 
-def start_child(argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a command that dies with this process, however this process dies."""
+def start_child(
+    argv: Sequence[str], env: Mapping[str, str], pass_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a command that dies with this process, however this process dies.
+
+    :param pass_fds: file descriptors that the command inherits.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
 
     def die_with_parent() -> None:
@@ -67,6 +63,7 @@ def start_child(argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen
         list(argv),
         env=dict(env),
         stdin=subprocess.DEVNULL,
+        pass_fds=tuple(pass_fds),
         preexec_fn=die_with_parent,  # noqa: PLW1509 - one C call, and no thread has been started
     )
 
@@ -76,18 +73,20 @@ def adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def descendants(besides: subprocess.Popen[bytes] | None = None) -> list[psutil.Process]:
-    """Everything this process started, directly or not, without ``besides`` and what that started."""
-    found = psutil.Process().children(recursive=True)
-    if besides is None or not psutil.pid_exists(besides.pid):
-        return found
-    other = psutil.Process(besides.pid)
-    return [p for p in found if p not in {other, *other.children(recursive=True)}]
+def descendants(spare: Iterable[int] = ()) -> list[psutil.Process]:
+    """Everything this process started, directly or not.
+
+    :param spare: pids to leave out, with everything that these started.
+    """
+    left_out: set[psutil.Process] = set()
+    for pid in spare:
+        if psutil.pid_exists(pid):
+            process = psutil.Process(pid)
+            left_out |= {process, *process.children(recursive=True)}
+    return [p for p in psutil.Process().children(recursive=True) if p not in left_out]
 
 
-def end_children(
-    child: subprocess.Popen[bytes], *, grace_s: float, besides: subprocess.Popen[bytes] | None = None
-) -> None:
+def end_children(child: subprocess.Popen[bytes], *, grace_s: float, spare: Iterable[int] = ()) -> None:
     """SIGTERM to the child; once it ended, or after ``grace_s`` seconds, SIGKILL to what is left of it."""
     if child.poll() is None:
         child.terminate()
@@ -95,35 +94,18 @@ def end_children(
             child.wait(grace_s)
         except subprocess.TimeoutExpired:
             say(f"process {child.pid} did not end within {grace_s:.0f} s of SIGTERM and is killed")
-    family = descendants(besides)
+    family = descendants(spare)
     for process in family:
         _kill(process)
     psutil.wait_procs(family, timeout=KILL_WAIT_S)
 
 
-def watch(
-    child: subprocess.Popen[bytes],
-    stop: StopSignal,
-    lease_file: str | None,
-    look_after: Callable[[], None] = lambda: None,
-    lease_poll_s: float = LEASE_POLL_S,
-) -> str | None:
-    """Block until the child ends (None), or until it must be ended (the reason).
-
-    :param look_after: called every few seconds meanwhile.
-    :param lease_poll_s: seconds between two reads of the lease file.
-    """
-    next_lease = next_look = 0.0
+def watch(child: subprocess.Popen[bytes], checks: Sequence[Check]) -> str | None:
+    """Block until the child ends (None), or until one of the checks says why it must be ended."""
     while child.poll() is None:
-        if time.monotonic() >= next_look:
-            look_after()
-            next_look = time.monotonic() + LOOK_S
-        if stop.received:
-            return f"{stop.received} received"
-        if time.monotonic() >= next_lease:
-            if reason := lease_ended(lease_file, time.time()):
+        for check in checks:
+            if reason := check():
                 return reason
-            next_lease = time.monotonic() + lease_poll_s
         time.sleep(POLL_S)
     return None
 
@@ -141,16 +123,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--lease-file", required=True, help="lease that the command runs under")
     parser.add_argument("--grace", type=float, default=5.0, help="seconds between SIGTERM and SIGKILL")
     parser.add_argument(
-        "--lease-poll", type=float, default=LEASE_POLL_S, help="seconds between two reads of the lease"
+        "--lease-poll", type=float, default=LEASE_POLL_S, help="seconds between two looks at the lease"
     )
     parser.add_argument("command", nargs="+", help="the command, after --")
     options = parser.parse_args(arguments)
     stop = StopSignal()
     adopt_orphans()
+    ensure_marked(os.environ, "command")
+    watchdog = Watchdog(os.environ)
+    watchdog.keep()
     child = start_child(options.command, os.environ)
-    reason = watch(child, stop, options.lease_file, lease_poll_s=options.lease_poll)
-    say(f"ending: {reason}" if reason else f"the command ended with exit code {child.returncode}")
-    end_children(child, grace_s=options.grace)
+    lease = LeaseWatch(options.lease_file, poll_s=options.lease_poll)
+    reason = watch(child, [stop.check, lease.check, watchdog.keep])
+    say(f"stopping: {reason}" if reason else f"the command ended with exit code {child.returncode}")
+    end_children(child, grace_s=options.grace, spare=watchdog.pids)
+    watchdog.dismiss()
     return 0 if reason else int(child.returncode) or 1
 
 

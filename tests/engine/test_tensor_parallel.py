@@ -242,6 +242,31 @@ def test_a_worker_that_crashes_while_loading_is_named_within_three_seconds_of_it
         assert crashing.leftovers == []
 
 
+def test_a_killed_supervisor_leaves_nothing_though_nobody_tears_it_down(
+    ray: RayConnection, worker_python: str, tiny_model: str, folder: Path
+):
+    with (
+        fastchat("controller", worker_python, folder) as controller,
+        served(
+            folder / "orphaned",
+            worker_python,
+            tiny_model,
+            ray=ray,
+            served_model_name="tiny",
+            controller_address=controller,
+        ) as orphaned,
+    ):
+        assert models(controller) == ["tiny"]
+        assert len([name for name in orphaned.leftovers if "EngineCore" in name]) == 1
+        psutil.Process(orphaned.handle.where["pid"]).kill()
+        wait_for(lambda: orphaned.leftovers == [], 20, "the end of its processes and its shared memory")
+        wait_for(lambda: facts(ray).gpus_free == 2.0, 20, "the GPUs to be free")
+        assert models(controller) == []
+        outcome = orphaned.look()
+        assert isinstance(outcome, Failed)
+        assert "the supervisor, process" in outcome.what
+
+
 def test_a_killed_worker_leaves_nothing_once_torn_down(
     ray: RayConnection, worker_python: str, tiny_model: str, folder: Path
 ):

@@ -9,16 +9,15 @@ from pathlib import Path
 import pytest
 
 from airflow_arcadia.processes import end, mark, spawn, worker_environment
-from airflow_arcadia.ray_dashboard import RayDashboard
-from airflow_arcadia.runtime.ray_node import join_argv, local_node
+from airflow_arcadia.ray_dashboard import RayDashboard, RayNode
+from airflow_arcadia.runtime.ray_node import auth_environment, join_argv, local_node
 from airflow_arcadia.worker import WorkerSpec
 from tests.conftest import wait_for
 from tests.ray_cluster.real_ray import real_ray
 
 NODES = [
-    {"state": "DEAD", "node_ip": "10.0.0.1"},
-    {"state": "ALIVE", "node_ip": "10.0.0.2"},
-    {"state": "ALIVE", "node_ip": "10.0.0.3"},
+    RayNode(f"node-{last}", f"10.0.0.{last}", is_head=False, alive=alive, gpus_total=1.0, gpus_used=0.0)
+    for last, alive in ((1, False), (2, True), (3, True))
 ]
 
 
@@ -28,6 +27,11 @@ def test_the_alive_node_with_an_address_of_this_host_is_its_own():
 
 def test_a_dead_node_and_another_hosts_are_not():
     assert local_node(NODES, {"127.0.0.1", "10.0.0.1"}) is None
+
+
+def test_without_a_token_ray_looks_for_none():
+    assert auth_environment(joining("h:6379", None), {}) == {"RAY_AUTH_MODE": "disabled"}
+    assert auth_environment(joining("h:6379", None), {"RAY_AUTH_MODE": "k8s"}) == {"RAY_AUTH_MODE": "k8s"}
 
 
 def test_a_host_that_is_no_pod_joins_with_the_gpus_that_ray_counts():

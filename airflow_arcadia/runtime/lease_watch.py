@@ -1,0 +1,71 @@
+"""Whether the lease that a process runs under still holds."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from airflow_arcadia.lease import DEFAULT_DURATION_S, Lease, UnreadableLeaseError
+from airflow_arcadia.lease_store import read_lease_file
+from airflow_arcadia.runtime.log import say
+
+LEASE_POLL_S = 5.0
+
+
+class LeaseWatch:
+    """Looks at a lease's file now and then.
+
+    A file that cannot be read does not end anything by itself, but it does not hold for ever either: the last
+    good reading counts until it lapses.
+
+    :param path: the lease's file; None for a process that runs without a lease.
+    :param poll_s: seconds between two looks.
+    :param clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None,
+        *,
+        poll_s: float = LEASE_POLL_S,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._path = path
+        self._poll_s = poll_s
+        self._clock = clock
+        self._next = 0.0
+        self._unreadable = ""
+        # Until it was read once, it holds for as long as a lease does by default.
+        self._started_at = clock()
+        self.last: Lease | None = None
+        """The last good reading."""
+
+    def check(self) -> str | None:
+        """Why the lease no longer holds; None while it does, and between two looks."""
+        if self._path is None or time.monotonic() < self._next:
+            return None
+        self._next = time.monotonic() + self._poll_s
+        now = self._clock()
+        try:
+            found = read_lease_file(self._path)
+        except (OSError, UnreadableLeaseError) as error:
+            return self._without_reading(str(error.__cause__ or error), now)
+        if self._unreadable:
+            say("the lease can be read again")
+            self._unreadable = ""
+        if found is None:
+            return "its lease is gone"
+        self.last = found
+        if found.released:
+            return "its lease was released"
+        return f"its lease lapsed {now - found.expires_at:.0f} s ago" if found.lapsed(now) else None
+
+    def _without_reading(self, why: str, now: float) -> str | None:
+        expires_at = self.last.expires_at if self.last else self._started_at + DEFAULT_DURATION_S
+        if now >= expires_at:
+            return f"its lease cannot be read ({why}) and lapsed by its last good reading"
+        if why != self._unreadable:
+            self._unreadable = why
+            say(f"the lease cannot be read ({why}); it counts as held for {expires_at - now:.0f} s more")
+        return None
