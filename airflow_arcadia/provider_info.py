@@ -5,11 +5,63 @@ from __future__ import annotations
 from typing import Any
 
 
-def _text(label: str, description: str, *, secret: bool = False) -> dict[str, Any]:
+def _text(label: str, description: str, example: str = "", *, form: str | None = None) -> dict[str, Any]:
+    """One field of the connection form.
+
+    :param form: ``password`` hides what is typed; ``multiline`` keeps line ends, which one line drops.
+    """
     schema: dict[str, Any] = {"type": ["string", "null"]}
-    if secret:
-        schema["format"] = "password"
+    if form:
+        schema["format"] = form
+    if example:
+        description = f"{description} Example: {example}"
     return {"label": label, "description": description, "schema": schema}
+
+
+_CONNECTION_FIELDS = {
+    "arcadia_config_yaml": _text(
+        "arcadia-config (YAML)",
+        "Which Ray clusters and which FastChat gateway exist. Wins over the file and the ConfigMap.",
+        "rayClusters: [{name: two-gpus, headAddress: 10.0.0.5:6379, pythonVersion: 3.11.7}]",
+        form="multiline",
+    ),
+    "arcadia_config": _text(
+        "arcadia-config (file)",
+        "Path of the same YAML in a file that every Airflow component can read.",
+        "/opt/airflow/arcadia-config.yaml",
+    ),
+    "arcadia_config_map": _text(
+        "arcadia-config (ConfigMap)",
+        "Name of the ConfigMap that holds it under the key config; for workers on Kubernetes.",
+        "arcadia-config",
+    ),
+    "worker_python": _text(
+        "Local workers: Python",
+        "Python of the environment with vLLM and Ray. Empty: ARCADIA_WORKER_PYTHON, else Airflow's own.",
+        "/opt/arcadia-worker/bin/python",
+    ),
+    "state_dir": _text(
+        "Local workers: state directory",
+        "Where leases, logs and secret files are kept. Empty: $AIRFLOW_HOME/arcadia.",
+        "/var/lib/arcadia",
+    ),
+    "kubernetes_conn_id": _text(
+        "Kubernetes: connection",
+        "Id of a connection of type kubernetes: workers are pods there. Empty: workers are local processes.",
+        "kubernetes_default",
+    ),
+    "namespace": _text(
+        "Kubernetes: namespace", "Where workers run. Empty: the Kubernetes connection's.", "arcadia"
+    ),
+    "ray_token": _text(
+        "Token of the Ray clusters", "Only for Ray clusters with token authentication.", form="password"
+    ),
+    "hf_token": _text(
+        "Hugging Face token",
+        "Only for models that need one; given to workers on Kubernetes.",
+        form="password",
+    ),
+}
 
 
 def get_provider_info() -> dict[str, Any]:
@@ -41,25 +93,9 @@ def get_provider_info() -> dict[str, Any]:
                 "ui-field-behaviour": {
                     "hidden-fields": ["host", "port", "schema", "login"],
                     "relabeling": {"password": "Worker API key"},
-                    "placeholders": {},
+                    "placeholders": {"password": "asked for by both of the worker's protocols"},
                 },
-                "conn-fields": {
-                    "arcadia_config": _text("arcadia-config file", "Path of the arcadia-config file"),
-                    "arcadia_config_yaml": _text("arcadia-config YAML", "Its text; wins over the file"),
-                    "arcadia_config_map": _text(
-                        "arcadia-config ConfigMap", "Its name, for workers in a cluster"
-                    ),
-                    "kubernetes_conn_id": _text(
-                        "Kubernetes connection", "Workers are pods there; empty: processes of this machine"
-                    ),
-                    "namespace": _text("Namespace", "Of the workers; default the Kubernetes connection's"),
-                    "worker_python": _text("Worker's Python", "For workers run as local processes"),
-                    "state_dir": _text("State directory", "Leases and logs; default $AIRFLOW_HOME/arcadia"),
-                    "hf_token": _text("Hugging Face token", "For workers in a cluster", secret=True),
-                    "ray_token": _text(
-                        "Ray token", "For Ray clusters with token authentication", secret=True
-                    ),
-                },
+                "conn-fields": _CONNECTION_FIELDS,
             }
         ],
         "extra-links": [

@@ -15,6 +15,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundExceptio
 
 from airflow_arcadia.config import ArcadiaConfig
 from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError
+from airflow_arcadia.hooks._connection_check import check_connection, summarize
 from airflow_arcadia.hooks.kubernetes import kubernetes_api
 from airflow_arcadia.kubernetes.api import KubernetesApi
 from airflow_arcadia.kubernetes.config_map import read_config_map
@@ -28,7 +29,7 @@ from airflow_arcadia.launchers.teardown import teardown, teardown_in_cluster
 from airflow_arcadia.lease_store import Leases, LeaseStore, default_root
 from airflow_arcadia.ray_cluster.backend import RayBackend
 from airflow_arcadia.ray_cluster.kuberay.backend import KubeRayBackend
-from airflow_arcadia.ray_cluster.local import LocalRayBackend
+from airflow_arcadia.ray_cluster.local import LocalRayBackend, worker_versions
 
 if TYPE_CHECKING:
     from airflow_arcadia.launchers.base import Launcher
@@ -105,6 +106,18 @@ class ArcadiaHook(BaseHook):
             self._extras = self.get_conn().extra_dejson
         value = self._extras.get(key)
         return str(value) if value not in (None, "") else None
+
+    def test_connection(self) -> tuple[bool, str]:
+        """What the *Test* button of the connection form says: whether the connection is usable, and why not.
+
+        Reads arcadia-config, asks each Ray cluster, and the worker's Python or the Kubernetes cluster.
+        """
+        return summarize(check_connection(self, worker_versions))
+
+    @property
+    def ray_token(self) -> str | None:
+        """The token of Ray clusters that ask for one."""
+        return self._extra("ray_token")
 
     @property
     def config(self) -> ArcadiaConfig:

@@ -27,7 +27,7 @@ from airflow_arcadia.kubernetes.errors import (
     refused,
     unreachable,
 )
-from airflow_arcadia.kubernetes.kinds import POD, Kind, Object
+from airflow_arcadia.kubernetes.kinds import POD, REVIEW, Kind, Object
 from airflow_arcadia.kubernetes.rights import MissingRights
 
 T = TypeVar("T")
@@ -61,6 +61,10 @@ class KubernetesApi:
         """Requests that share one client."""
         async with self._connect() as client:
             yield Session(client, self.namespace, self.patience_s)
+
+    def with_patience(self, patience_s: float) -> KubernetesApi:
+        """The same namespace, asked for at most that long where the API server is away."""
+        return KubernetesApi(self._connect, self.namespace, patience_s)
 
     def run(self, work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
         """Run ``work`` with a session of its own, from code that is not asynchronous."""
@@ -179,6 +183,19 @@ class Session:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
 
+    async def review(self, path: str, body: Mapping[str, Any]) -> Object:
+        """The answer to a review: an object that is posted to be answered and is not kept."""
+        return await self._request("POST", REVIEW, body=body, path=path)
+
+    async def serves(self, kind: Kind) -> bool:
+        """Whether the cluster knows the kind in any namespace."""
+        status, text = await self._answer("GET", f"/apis/{kind.api_version}" if kind.group else "/api/v1")
+        if status == 404:
+            return False
+        if status != 200:
+            raise refused(status, text, "list", kind, self.namespace)
+        return any(item.get("name") == kind.plural for item in json.loads(text)["resources"])
+
     async def _watch(
         self, kind: Kind, labels: str, fields: str, version: str
     ) -> AsyncIterator[tuple[Object, bool]]:
@@ -227,8 +244,9 @@ class Session:
         content_type: str = _JSON,
         verb: str | None = None,
         patience_s: float | None = None,
+        path: str | None = None,
     ) -> Object:
-        path, verb = kind.path(self.namespace, name), verb or VERBS[method]
+        path, verb = path or kind.path(self.namespace, name), verb or VERBS[method]
         patience_s = self.patience_s if patience_s is None else patience_s
         deadline, pause = time.monotonic() + patience_s, _FIRST_PAUSE_S
         while True:

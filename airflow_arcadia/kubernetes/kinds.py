@@ -42,6 +42,7 @@ CONFIG_MAP = Kind("", "v1", "ConfigMap", "configmaps")
 EVENT = Kind("", "v1", "Event", "events")
 LEASE = Kind("coordination.k8s.io", "v1", "Lease", "leases")
 RAY_CLUSTER = Kind("ray.io", "v1", "RayCluster", "rayclusters")
+REVIEW = Kind("authorization.k8s.io", "v1", "SelfSubjectAccessReview", "selfsubjectaccessreviews")
 WORKER = Kind("arcadia.kubeagi.k8s.com.cn", "v1alpha1", "Worker", "workers")
 
 MANAGED_BY = "app.kubernetes.io/managed-by"

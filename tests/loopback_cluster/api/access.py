@@ -95,6 +95,14 @@ class Access:
         if not allowed:
             raise _forbidden(verb, resource, target)
 
+    def allows(self, token: str | None, verb: str, target: Target) -> bool:
+        """What a SelfSubjectAccessReview answers; asking is not counted as using a right."""
+        roles = self.roles.get(token or "")
+        resource = f"{target.kind.plural}/{target.part}" if target.part else target.kind.plural
+        if roles is None:
+            return True
+        return (verb, resource) not in self.denied and any(_allows(r, verb, resource, target) for r in roles)
+
 
 def _forbidden(verb: str, resource: str, target: Target) -> ApiFailure:
     group = target.kind.group

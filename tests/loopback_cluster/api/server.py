@@ -7,6 +7,7 @@ import contextlib
 import copy
 import json
 import random
+import re
 import string
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,7 @@ from tests.loopback_cluster.api.admission import Admission
 from tests.loopback_cluster.api.kinds import Kind, Target, custom_kinds, parse_path
 from tests.loopback_cluster.api.pod_rules import require_pod_update
 from tests.loopback_cluster.api.select import by_fields, by_labels
-from tests.loopback_cluster.api.status import ApiFailure, invalid, not_found
+from tests.loopback_cluster.api.status import ApiFailure, invalid, not_found, not_found_path
 from tests.loopback_cluster.api.store import Key, Object, Store
 from tests.loopback_cluster.api.watching import Watch
 
@@ -92,9 +93,33 @@ class ApiServer:
         if request.path in {"/healthz", "/livez", "/readyz"}:
             return web.Response(text="ok")
         try:
+            if request.path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews":
+                return await self._review(request)
+            if request.method == "GET" and (group := re.fullmatch(r"/apis/([^/]+/[^/]+)", request.path)):
+                return self._resources(group[1])
             return await self._answer(request)
         except ApiFailure as failure:
             return web.json_response(failure.body, status=failure.code)
+
+    async def _review(self, request: web.Request) -> web.Response:
+        """SelfSubjectAccessReview: every authenticated user may ask what it may do."""
+        body = await request.json()
+        asked = body["spec"]["resourceAttributes"]
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ") or None
+        kind = Kind(asked["group"], "v1", asked["resource"], asked["resource"])
+        target = Target(kind, asked["namespace"], asked.get("name"), asked.get("subresource") or None)
+        allowed = self.access.allows(token, asked["verb"], target)
+        return web.json_response({**body, "status": {"allowed": allowed}}, status=201)
+
+    def _resources(self, group_version: str) -> web.Response:
+        """Discovery of one group and version."""
+        found = [kind for kind in self.kinds if kind.api_version == group_version]
+        if not found:
+            raise not_found_path()
+        resources = [{"name": k.plural, "kind": k.name, "namespaced": k.namespaced} for k in found]
+        return web.json_response(
+            {"kind": "APIResourceList", "groupVersion": group_version, "resources": resources}
+        )
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         target = parse_path(request.path, self.kinds)
