@@ -59,19 +59,23 @@ def write_arcadia_config(path: Path, *, controller: int, gcs: int, dashboard: in
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
-def airflow_environment(home: Path, arcadia_config: Path, state_dir: Path) -> dict[str, str]:
-    """Environment of every Airflow process here: its home, this checkout's DAGs, the arcadia connection."""
+def arcadia_connection(arcadia_config: Path, state_dir: Path) -> dict[str, Any]:
+    """The connection ``arcadia_default`` of this machine, in Airflow's JSON form."""
     extra = {
         "arcadia_config": str(arcadia_config),
         "worker_python": str(WORKER_PYTHON),
         "state_dir": str(state_dir),
     }
+    return {"conn_type": "arcadia", "extra": extra}
+
+
+def airflow_environment(home: Path) -> dict[str, str]:
+    """Environment of every Airflow process here: its home and this checkout's DAGs."""
     # Settings of another Airflow of this user have no say here.
     env = {key: value for key, value in os.environ.items() if not key.startswith(("AIRFLOW", "ARCADIA_"))}
     env.pop("PYTHONDONTWRITEBYTECODE", None)
     return env | {
         "AIRFLOW_HOME": str(home),
-        "AIRFLOW_CONN_ARCADIA_DEFAULT": json.dumps({"conn_type": "arcadia", "extra": extra}),
         "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "PATH": f"{AIRFLOW.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
@@ -81,11 +85,24 @@ def airflow_environment(home: Path, arcadia_config: Path, state_dir: Path) -> di
 
 def migrate(env: Mapping[str, str], log: Path) -> None:
     """Make or update Airflow's database. Raises :class:`LocalError`."""
-    home = Path(env["AIRFLOW_HOME"])
-    home.mkdir(parents=True, exist_ok=True)
+    Path(env["AIRFLOW_HOME"]).mkdir(parents=True, exist_ok=True)
+    _run_airflow(["db", "migrate"], env, log)
+
+
+def store_connection(connection: Mapping[str, Any], env: Mapping[str, str], log: Path) -> None:
+    """Write ``arcadia_default`` into Airflow's database, where its UI shows it.
+
+    Raises :class:`LocalError`.
+    """
+    file = Path(env["AIRFLOW_HOME"]) / "connections.json"
+    file.write_text(json.dumps({"arcadia_default": connection}), encoding="utf-8")
+    _run_airflow(["connections", "import", "--overwrite", str(file)], env, log)
+
+
+def _run_airflow(words: list[str], env: Mapping[str, str], log: Path) -> None:
     with log.open("ab") as output:
         done = subprocess.run(
-            [AIRFLOW, "db", "migrate"],
+            [AIRFLOW, *words],
             check=False,
             env=env,
             stdout=output,
@@ -93,7 +110,7 @@ def migrate(env: Mapping[str, str], log: Path) -> None:
             stdin=subprocess.DEVNULL,
         )
     if done.returncode:
-        raise LocalError("airflow db migrate failed:\n" + "\n".join(tail(log)))
+        raise LocalError(f"airflow {' '.join(words[:2])} failed:\n" + "\n".join(tail(log)))
 
 
 def start_controller(port: int, owner: str, log: Path) -> ProcessRef:

@@ -80,7 +80,10 @@ class Demo:
         local.write_arcadia_config(config, controller=self.controller, gcs=self.gcs, dashboard=self.dashboard)
         log = self.folder / "controller.out"
         process = local.start_controller(self.controller, self.owner, log)
-        env = local.airflow_environment(self.folder / "airflow", config, self.state)
+        connection = json.dumps(local.arcadia_connection(config, self.state))
+        env = local.airflow_environment(self.folder / "airflow") | {
+            "AIRFLOW_CONN_ARCADIA_DEFAULT": connection
+        }
         local.migrate(env, self.folder / "airflow-db.log")
         local.wait_for_controller(self.controller, process, log)
         return env | {"AIRFLOW__LOGGING__JSON_LOGS": "True"}

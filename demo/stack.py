@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import requests
 
@@ -70,8 +71,10 @@ class Stack:
             self._end()
             ports = Ports(_airflow_port(port), *local.free_ports(3))
             processes: dict[str, ProcessRef] = {}
+            connection = self._connection(ports)
             env = self._environment(ports)
             local.migrate(env, self.folder / "migrate.log")
+            local.store_connection(connection, env, self.folder / "migrate.log")
             log = self.folder / "controller.log"
             processes["controller"] = local.start_controller(ports.controller, self._owner, log)
             self._write(ports, processes)
@@ -104,21 +107,26 @@ class Stack:
             self._record.unlink(missing_ok=True)
         return left
 
-    def _environment(self, ports: Ports) -> dict[str, str]:
+    def _connection(self, ports: Ports) -> dict[str, Any]:
         config = self.folder / "arcadia-config.yaml"
         local.write_arcadia_config(
             config, controller=ports.controller, gcs=ports.gcs, dashboard=ports.dashboard
         )
+        return local.arcadia_connection(config, self.store.root)
+
+    def _environment(self, ports: Ports) -> dict[str, str]:
         url = f"http://127.0.0.1:{ports.airflow}"
         answers = self.folder / "answers"
         answers.mkdir(parents=True, exist_ok=True)
-        return local.airflow_environment(self.folder / "airflow", config, self.store.root) | {
+        return local.airflow_environment(self.folder / "airflow") | {
             "AIRFLOW__API__HOST": "127.0.0.1",
             "AIRFLOW__API__PORT": str(ports.airflow),
             "AIRFLOW__API__BASE_URL": url,
             "AIRFLOW__API__WORKERS": "1",
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
             "AIRFLOW__CORE__PARALLELISM": "4",
+            # The Test button of the connection form: off by default since it runs on the API server.
+            "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
             # One person on loopback: no login. Tokens are still signed, with keys of this start alone.
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
             "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
@@ -214,6 +222,7 @@ def main() -> int:
         return 1
     say(f"Airflow is at http://127.0.0.1:{ports.airflow} (no login)")
     say(f"by hand: http://127.0.0.1:{ports.airflow}/dags/{local.DAG_ID}, Trigger, and fill the form")
+    say(f"the connection it uses: http://127.0.0.1:{ports.airflow}/connections, arcadia_default")
     say(f"answers will be in {options.folder / 'answers'}, logs in {options.folder}; end it with: make down")
     return 0
 
