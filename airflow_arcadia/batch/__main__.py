@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, Progress, check_input, run_batch
-from airflow_arcadia.exceptions import ArcadiaError, BatchInputError
+from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError, BatchInputError
 
 EXAMPLE = """\
 example:
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return _dry_run(options) if options.dry_run else _run(options)
-    except BatchInputError as error:
+    except (BatchInputError, ArcadiaConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ArcadiaError as error:
@@ -70,7 +70,7 @@ def _dry_run(options: argparse.Namespace) -> int:
 
 
 def _spec(options: argparse.Namespace) -> BatchSpec:
-    parameters: dict[str, Any] = json.loads(options.parameters)
+    parameters = _parameters(options.parameters)
     for name in ("max_tokens", "temperature", "top_p", "seed"):
         value = getattr(options, name)
         if value is not None:
@@ -97,9 +97,24 @@ def _spec(options: argparse.Namespace) -> BatchSpec:
         prompt_column=options.prompt_column,
         prompt_template=options.prompt_template,
         prompt_as=options.prompt_as,
+        columns_as_parameters=options.column_as_parameter,
         input_format=options.input_format,
         num_gpus=options.num_gpus,
     )
+
+
+def _parameters(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ArcadiaConfigError(
+            f"--parameters is not valid JSON: {error}.", what_to_do="Quote it for the shell."
+        ) from error
+    if not isinstance(found, dict):
+        raise ArcadiaConfigError(
+            "--parameters is not a JSON object.", what_to_do='Write it like {"min_tokens": 8}.'
+        )
+    return found
 
 
 def _print_progress(progress: Progress) -> None:
@@ -143,6 +158,13 @@ def _parser() -> argparse.ArgumentParser:
     prompt = run.add_argument_group("prompt")
     prompt.add_argument("--prompt-column", metavar="NAME", help="column or key that holds the prompt")
     prompt.add_argument("--prompt-template", metavar="JINJA", help="prompt as a template over the columns")
+    prompt.add_argument(
+        "--column-as-parameter",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="column of a table that is a request field of its row, e.g. max_tokens; repeat for several",
+    )
     prompt.add_argument(
         "--prompt-as",
         choices=("completion", "chat"),

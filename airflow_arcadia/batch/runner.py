@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from airflow_arcadia.batch.input.ordering import order_ready, read_order, write_order
@@ -23,6 +24,7 @@ from airflow_arcadia.batch.spec import BatchSpec, BatchSummary, Endpoint
 from airflow_arcadia.batch.storage import explain, full_storage, is_full, temporary_path
 from airflow_arcadia.batch.transport.hang_detector import watch
 from airflow_arcadia.batch.transport.http_client import Client
+from airflow_arcadia.batch.transport.served_model import served_model
 from airflow_arcadia.batch.transport.server import Server, choose_model, connect_http, end_tasks, unreachable
 from airflow_arcadia.exceptions import BatchError, BatchInputError
 
@@ -79,6 +81,11 @@ async def run_batch_async(
     if not endpoints:
         raise BatchInputError("The batch has no endpoint.", what_to_do="Give it one or more.")
     ready = await asyncio.to_thread(prepare, spec)
+    if isinstance(ready, Finished) and not spec.model:
+        # Finished by the only model that was served then: another one now is another batch.
+        served = await served_model(connect(endpoint) for endpoint in endpoints)
+        if served is not None and served != ready.manifest.identity.model:
+            ready = await asyncio.to_thread(prepare, replace(spec, model=served))
     if isinstance(ready, Finished):
         return ready.summary
     run = _Run(spec, ready, {endpoint: connect(endpoint) for endpoint in endpoints}, should_stop)
