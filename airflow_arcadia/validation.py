@@ -51,6 +51,14 @@ def _words(value: object) -> object:
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 """Words of a command line: a list of text, or one string that is split as a shell does."""
 
+
+def _variable(value: object) -> object:
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+Variables = Mapping[str, Annotated[str, BeforeValidator(_variable)]]
+"""Environment variables: text by name; a number is taken as its text."""
+
 _CONFIG = ConfigDict(allow_inf_nan=False)
 _NUMBERS = (int, float)
 _SECRET = re.compile(r"(token|password|secret|api_?key|credentials?)$", re.IGNORECASE)
@@ -173,7 +181,7 @@ def _fields(
         if key not in keys:
             problems.append(_unknown(where, key, list(keys)))
             continue
-        path = f"{where}.{key}"
+        path = f"{where}.{key}" if where else str(key)
         check = checks[keys[key]]
         value = check.prepared(raw)
         if value is _NOT_SET:
@@ -195,6 +203,7 @@ class _Check:
     adapter: TypeAdapter[Any]
     takes_text: bool
     takes_none: bool
+    blank_is_none: bool
     is_number: bool
 
     def prepared(self, value: object) -> object:
@@ -204,7 +213,7 @@ class _Check:
             if not text:
                 return _NOT_SET
             value = None if text in {"None", "null"} else _from_json(value)
-        elif isinstance(value, str) and self.takes_none and not value.strip():
+        elif isinstance(value, str) and self.blank_is_none and not value.strip():
             value = None
         return _NOT_SET if value is None and not self.takes_none else value
 
@@ -231,6 +240,7 @@ def _check(hint: Any) -> _Check:
         TypeAdapter(hint, config=_CONFIG),
         takes_text=not kinds.isdisjoint({str, Any, object}),
         takes_none=not kinds.isdisjoint({type(None), Any, object}),
+        blank_is_none={str, type(None)} <= kinds,
         is_number=not kinds.isdisjoint(_NUMBERS) and bool not in kinds,
     )
 

@@ -1,7 +1,7 @@
 """The worker's contract: what it is asked to serve, how it is told, and how it is found again.
 
-Arcadia configures its FastChat worker by environment variables; :func:`WorkerSpec.to_env` writes them and
-:func:`WorkerSpec.from_env` reads them inside the worker. Whatever launcher is used, this is the only way
+Arcadia configures its FastChat worker by environment variables; :meth:`PlacedWorker.to_env` writes them and
+:meth:`PlacedWorker.from_env` reads them inside the worker. Whatever launcher is used, this is the only way
 in. Secrets are never part of it: it carries paths of files that hold them.
 """
 
@@ -10,29 +10,42 @@ from __future__ import annotations
 import dataclasses
 import enum
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, TypedDict
+
+from pydantic import Field
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
+from airflow_arcadia.validation import (
+    Count,
+    Index,
+    PortOrAny,
+    Seconds,
+    Variables,
+    Words,
+    check_fields,
+    parse,
+)
+
+Share = Annotated[float, Field(gt=0, le=1)]
 
 DEFAULT_PORT = 21002
 """The port FastChat's and Arcadia's workers listen on."""
+
+DEFAULT_STARTUP_TIMEOUT_S = 1800.0
+"""What loading a large model from a network disk may take."""
 
 
 class WorkerStatus(str, enum.Enum):
     """Where a worker is in its life; the one vocabulary of logs, readiness and the UI."""
 
-    PENDING = "pending"
-    """Reserved or accepted, no process seen yet."""
     STARTING = "starting"
     """Its process runs; the model is not served yet."""
     READY = "ready"
     """It has generated a token through the API."""
     DRAINING = "draining"
     """It finishes its requests and takes no new ones."""
-    STOPPED = "stopped"
-    """It ended because it was asked to."""
     FAILED = "failed"
     """It ended, or will never be ready."""
 
@@ -71,7 +84,7 @@ class RayConnection:
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What one worker serves and with what.
+    """What one worker serves and with what; the same wherever it runs.
 
     :param name: DNS label that identifies the worker; equal for every retry of the same task.
     :param model: path of a model folder, or a repository id that the worker's image can load.
@@ -80,52 +93,40 @@ class WorkerSpec:
     :param ray_cluster_index: ``RAY_CLUSTER_INDEX``.
     :param ray_address: ``host:port`` of the Ray head; None only when ``num_gpus`` is 1.
     :param ray_dashboard_url: the dashboard's REST API, for evidence that the node joined.
-    :param node_gpus: GPUs of the worker's own pod, which join the Ray cluster with it; None lets Ray count
-        those it sees.
     :param controller_address: URL of FastChat's controller; None: do not register anywhere.
-    :param host: address the server binds; loopback unless a pod says otherwise.
-    :param port: 0 lets the process launcher pick a free one.
-    :param advertised_address: URL others reach the worker at; by default ``http://host:port``.
+    :param dtype: vLLM's ``--dtype``.
     :param max_model_len: context length in tokens; None takes the model's own.
     :param max_num_seqs: sequences the engine runs at once.
     :param max_num_batched_tokens: tokens in one engine step.
     :param gpu_memory_utilization: ``GPU_MEMORY_UTILIZATION``, fraction of each GPU's memory in (0, 1].
     :param drain_seconds: grace for running requests after SIGTERM.
-    :param api_key_file: file holding the API key (one line); None serves without a key.
-    :param ray_token_file: file holding Ray's token, where the cluster asks for one.
-    :param lease_file: file of the lease that owns the worker; None runs unowned.
     :param system_args: ``SYSTEM_ARGS``, words added to the server's command line.
     :param extra_args: ``EXTRA_ARGS``, words added after them.
     :param additional_envs: Arcadia's ``additionalEnvs``: come last and win over everything above.
+
+    Raises :class:`ArcadiaConfigError` naming every field that is not valid.
     """
 
     name: str
     model: str
     served_model_name: str = ""
     num_gpus: int = 1
-    ray_cluster_index: int = 0
+    ray_cluster_index: Index = 0
     ray_address: str | None = None
     ray_dashboard_url: str | None = None
     ray_version: str | None = None
     python_version: str | None = None
-    node_gpus: int | None = None
     controller_address: str | None = None
-    host: str = "127.0.0.1"
-    port: int = 0
-    advertised_address: str | None = None
     dtype: str = "auto"
-    max_model_len: int | None = None
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int = 8192
-    gpu_memory_utilization: float | None = None
+    max_model_len: Count | None = None
+    max_num_seqs: Count = 256
+    max_num_batched_tokens: Count = 8192
+    gpu_memory_utilization: Share | None = None
     trust_remote_code: bool = False
-    drain_seconds: float = 10.0
-    api_key_file: str | None = None
-    ray_token_file: str | None = None
-    lease_file: str | None = None
-    system_args: tuple[str, ...] = ()
-    extra_args: tuple[str, ...] = ()
-    additional_envs: Mapping[str, str] = field(default_factory=dict)
+    drain_seconds: Seconds = 10.0
+    system_args: Words = ()
+    extra_args: Words = ()
+    additional_envs: Variables = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_gpus", parse_num_gpus(self.num_gpus))
@@ -133,21 +134,9 @@ class WorkerSpec:
             raise ArcadiaConfigError(
                 "The worker has no model.", what_to_do="Set model to a path or repository id."
             )
+        check_fields(self, "worker")
         if not self.served_model_name:
             object.__setattr__(self, "served_model_name", self.model.rstrip("/").rsplit("/", 1)[-1])
-        if not 0 <= self.port < 65536:
-            raise ArcadiaConfigError(
-                f"Port {self.port} does not exist.", what_to_do="Use 0 (any free) to 65535."
-            )
-        for limit in ("max_num_seqs", "max_num_batched_tokens", "max_model_len"):
-            value = getattr(self, limit)
-            if value is not None and value < 1:
-                raise ArcadiaConfigError(f"{limit} is {value}.", what_to_do=f"Set {limit} to 1 or more.")
-        share = self.gpu_memory_utilization
-        if share is not None and not 0 < share <= 1:
-            raise ArcadiaConfigError(
-                f"GPU_MEMORY_UTILIZATION is {share}.", what_to_do="Use a fraction above 0 and up to 1."
-            )
 
     @property
     def tensor_parallel_size(self) -> int:
@@ -159,14 +148,68 @@ class WorkerSpec:
         """Whether the engine is placed on Ray: above one GPU (one GPU is the worker's own)."""
         return self.num_gpus > 1
 
+    def at(self, placement: Placement) -> PlacedWorker:
+        """The spec together with where a launcher puts the worker."""
+        served = {f.name: getattr(self, f.name) for f in dataclasses.fields(WorkerSpec)}
+        return PlacedWorker(**served, **vars(placement))
+
+
+class EngineOptions(TypedDict, total=False):
+    """Keys of the parameter ``engine``, with the meaning of :class:`WorkerSpec`'s fields.
+
+    Every value may be a template; text becomes the declared type.
+    """
+
+    dtype: str
+    max_model_len: int | str | None
+    max_num_seqs: int | str
+    max_num_batched_tokens: int | str
+    gpu_memory_utilization: float | str | None
+    trust_remote_code: bool | str
+    drain_seconds: float | str
+    system_args: Sequence[str] | str
+    extra_args: Sequence[str] | str
+
+
+ENGINE = {name: name for name in EngineOptions.__annotations__}
+"""Keys of ``engine`` → fields of :class:`WorkerSpec`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where one worker listens and where its files are; a launcher decides it.
+
+    :param host: address the server binds; loopback unless a pod says otherwise.
+    :param port: port it listens on.
+    :param advertised_address: URL others reach the worker at; by default ``http://host:port``.
+    :param node_gpus: GPUs of the worker's own pod, which join the Ray cluster with it; None lets Ray count
+        those it sees.
+    :param api_key_file: file holding the API key (one line); None serves without a key.
+    :param ray_token_file: file holding Ray's token, where the cluster asks for one.
+    :param lease_file: file of the lease that owns the worker; None runs unowned.
+    """
+
+    host: str = "127.0.0.1"
+    port: PortOrAny = 0
+    advertised_address: str | None = None
+    node_gpus: Index | None = None
+    api_key_file: str | None = None
+    ray_token_file: str | None = None
+    lease_file: str | None = None
+
     @property
     def url(self) -> str:
         """Where clients and the controller reach the worker."""
         return self.advertised_address or f"http://{self.host}:{self.port}"
 
+
+@dataclass(frozen=True)
+class PlacedWorker(WorkerSpec, Placement):
+    """A worker's spec with its placement: all that its environment says."""
+
     def to_env(self) -> dict[str, str]:
         """The worker's whole environment contract, as text. Inverse: :meth:`from_env`."""
-        env = {variable: getattr(self, name) for name, variable in _VARIABLES.items()}
+        env = {variable: getattr(self, name) for name, variable in VARIABLES.items()}
         env["FASTCHAT_WORKER_ADDRESS"] = self.url
         env["FASTCHAT_MODEL_NAME"] = self.served_model_name
         env["FASTCHAT_WORKER_NAME"] = ARCADIA_WORKER_TYPE
@@ -177,30 +220,28 @@ class WorkerSpec:
         return text | dict(self.additional_envs)
 
     @classmethod
-    def from_env(cls, env: Mapping[str, str]) -> WorkerSpec:
+    def from_env(cls, env: Mapping[str, str]) -> PlacedWorker:
         """Read the contract inside the worker.
 
         ``additional_envs`` cannot be told apart any more: they have already won over the rest.
-        Raises :class:`ArcadiaConfigError` naming the variable that cannot be parsed.
+        Raises :class:`ArcadiaConfigError` naming the variable that is not valid.
         """
-        values: dict[str, Any] = {}
-        types = {f.name: str(f.type) for f in dataclasses.fields(cls)}
-        for name, variable in _VARIABLES.items():
-            if variable in env:
-                values[name] = _parse(env[variable], types[name], variable)
-        values.setdefault("name", env.get("HOSTNAME", "worker"))
-        values.setdefault("model", env.get("FASTCHAT_MODEL_NAME", ""))
-        values["advertised_address"] = env.get("FASTCHAT_WORKER_ADDRESS")
-        values["trust_remote_code"] = env.get("ARCADIA_TRUST_REMOTE_CODE", "") not in {"", "0", "false"}
-        values["system_args"] = tuple(shlex.split(env.get("SYSTEM_ARGS", "")))
-        values["extra_args"] = tuple(shlex.split(env.get("EXTRA_ARGS", "")))
-        return cls(**values)
+        read = {variable: name for name, variable in VARIABLES.items()} | _ONLY_READ
+        fallback = {
+            "name": env.get("HOSTNAME", "worker"),
+            "model": env.get("FASTCHAT_MODEL_NAME", ""),
+        }
+        given = {variable: env[variable] for variable in read if variable in env}
+        return parse(cls, given, "environment", names=read, **fallback)
 
 
 ARCADIA_WORKER_TYPE = "fastchat.serve.vllm_worker"
 """``FASTCHAT_WORKER_NAME`` of Arcadia's only worker type that runs over Ray (``fastchat-vllm``)."""
 
-_VARIABLES = {
+NODE_GPUS = "ARCADIA_NODE_GPUS"
+"""The one variable that a launcher may only know once its pod is complete."""
+
+VARIABLES = {
     # Arcadia's own
     "num_gpus": "NUMBER_GPUS",
     "ray_cluster_index": "RAY_CLUSTER_INDEX",
@@ -214,7 +255,7 @@ _VARIABLES = {
     # what Arcadia hard-codes or does not have
     "name": "ARCADIA_WORKER",
     "ray_dashboard_url": "ARCADIA_RAY_DASHBOARD",
-    "node_gpus": "ARCADIA_NODE_GPUS",
+    "node_gpus": NODE_GPUS,
     "host": "ARCADIA_HOST",
     "port": "ARCADIA_PORT",
     "dtype": "ARCADIA_DTYPE",
@@ -226,7 +267,15 @@ _VARIABLES = {
     "ray_token_file": "RAY_AUTH_TOKEN_PATH",
     "lease_file": "ARCADIA_LEASE_FILE",
 }
-"""Field of :class:`WorkerSpec` → environment variable."""
+"""Field of :class:`PlacedWorker` → environment variable."""
+
+_ONLY_READ = {
+    "FASTCHAT_WORKER_ADDRESS": "advertised_address",
+    "ARCADIA_TRUST_REMOTE_CODE": "trust_remote_code",
+    "SYSTEM_ARGS": "system_args",
+    "EXTRA_ARGS": "extra_args",
+}
+"""Environment variable → field, for those that are not written as they stand."""
 
 
 @dataclass(frozen=True)
@@ -274,16 +323,3 @@ def parse_num_gpus(value: object) -> int:
             f"NUMBER_GPUS is {value!r}.", what_to_do="Set it to a whole number of GPUs, 1 or more."
         )
     return int(text)
-
-
-def _parse(text: str, declared: str, variable: str) -> str | int | float:
-    kind = declared.removesuffix(" | None")
-    try:
-        if kind == "int":
-            return int(text)
-        return float(text) if kind == "float" else text
-    except ValueError as error:
-        wanted = "a whole number" if kind == "int" else "a number"
-        raise ArcadiaConfigError(
-            f"{variable} is {text!r}, not {wanted}.", what_to_do=f"Correct {variable}."
-        ) from error

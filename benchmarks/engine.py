@@ -87,7 +87,6 @@ def worker(folder: Path, kv_cache: int) -> Iterator[WorkerHandle]:
         max_model_len=MAX_MODEL_LEN,
         max_num_seqs=MAX_NUM_SEQS,
         max_num_batched_tokens=MAX_NUM_BATCHED_TOKENS,
-        lease_file=str(store.file(lease.name)),
         extra_args=("--enforce-eager", "--kv-cache-memory-bytes", str(kv_cache)),
     )
     launcher = ProcessLauncher(store, WORKER_PYTHON)

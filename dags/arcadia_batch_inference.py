@@ -100,7 +100,7 @@ with (
             **json.loads(os.environ.get("ARCADIA_RAY_CLUSTER", "{}")),
         },
         pod=json.loads(os.environ.get("ARCADIA_POD", "null")),
-        worker_kwargs={
+        engine={
             "dtype": "{{ params.dtype }}",
             "max_model_len": "{{ params.max_model_len }}",
             "max_num_seqs": "{{ params.max_num_seqs }}",

@@ -12,6 +12,7 @@ from airflow_arcadia.batch import BatchSpec
 from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.launchers.arcadia_worker.settings import WorkerResourceSettings
 from airflow_arcadia.launchers.pod.settings import PodSettings
+from airflow_arcadia.operators._launcher import LaunchRequest
 from airflow_arcadia.ray_cluster.kuberay.settings import KubeRaySpec
 from airflow_arcadia.validation import (
     Count,
@@ -23,6 +24,7 @@ from airflow_arcadia.validation import (
     mapping,
     parse,
 )
+from airflow_arcadia.worker import WorkerSpec
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,14 @@ def test_an_unknown_key_of_a_plain_mapping_is_named():
 
 # What every settings class of the provider is asked, with its values as templates render them.
 
+
+def read_engine(raw: Any) -> WorkerSpec:
+    request = LaunchRequest(lease="l", model="m", engine=mapping(raw, "engine"))
+    return request.worker_spec(None, controller_address=None, drain_seconds=10.0)
+
+
 BATCH = ("options", lambda raw: BatchSpec.parse(raw, input="i", output="o", model="m"))
+ENGINE = ("engine", read_engine)
 POD = ("pod", PodSettings.parse)
 WORKER = ("custom_resource", WorkerResourceSettings.parse)
 KUBERAY = ("ray_cluster_spec", KubeRaySpec.parse)
@@ -169,7 +178,11 @@ KUBERAY = ("ray_cluster_spec", KubeRaySpec.parse)
         (BATCH, "segment_seconds", "10", 10.0),
         (BATCH, "max_in_flight", "64", 64),
         (BATCH, "max_failed_fraction", "0.1", 0.1),
-        (POD, "drain_seconds", "30", 30.0),
+        (ENGINE, "drain_seconds", "30", 30.0),
+        (ENGINE, "trust_remote_code", "False", False),
+        (ENGINE, "gpu_memory_utilization", "0.9", 0.9),
+        (ENGINE, "max_model_len", "None", None),
+        (ENGINE, "extra_args", "--seed 1", ("--seed", "1")),
         (POD, "automount_service_account_token", "False", False),
         (POD, "active_deadline_seconds", "None", None),
         (POD, "image_pull_secrets", '["regcred"]', ["regcred"]),
@@ -197,7 +210,11 @@ def test_every_settings_class_takes_values_rendered_as_text(
         (BATCH, {"request_timeout_s": float("nan")}, "options.request_timeout_s is nan"),
         (POD, {"image_pull_secrets": "regcred"}, "pod.image_pull_secrets is 'regcred', not a list"),
         (POD, {"tolerations": {"key": "gpu"}}, "pod.tolerations is a dict, not a list"),
-        (POD, {"drain_seconds": "-1"}, "pod.drain_seconds is '-1'"),
+        (ENGINE, {"drain_seconds": "-1"}, "engine.drain_seconds is '-1'"),
+        (ENGINE, {"drain_seconds": [30]}, "engine.drain_seconds is a list, not a number"),
+        (ENGINE, {"extra_args": "a 'b"}, "engine.extra_args is"),
+        (ENGINE, {"max_num_seq": 8}, "Did you mean 'max_num_seqs'"),
+        (ENGINE, {"model": "other"}, "engine has the unknown key 'model'"),
         (POD, {"labels": {"team": 5}}, "pod.labels.team is 5"),
         (POD, {"image_pull_policy": "always"}, "pod.image_pull_policy is 'always'. Use 'Always'"),
         (WORKER, {"existing": "perhaps"}, "custom_resource.existing is 'perhaps', not true or false"),

@@ -6,13 +6,13 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import orjson
 from pydantic import Field
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
-from airflow_arcadia.validation import Count, Fraction, Index, Seconds, check_fields, parse
+from airflow_arcadia.validation import Count, Fraction, Index, Seconds, check_fields, check_literals, parse
 
 MAX_ROWS = 2**31 - 1
 """Rows one batch can have: a segment marks error rows in the upper bit of a 32-bit row number."""
@@ -128,6 +128,11 @@ class BatchSpec:
         """
         return parse(cls, options, "options", names=OPTIONS, input=input, output=output, **fields)
 
+    @classmethod
+    def check_literals(cls, options: object) -> None:
+        """Check what is known when a DAG is parsed. Raises as :meth:`parse`."""
+        check_literals(cls, options, "options", names=OPTIONS)
+
     def failed_rows_allowed(self, rows: int) -> int | None:
         """How many of so many rows may fail; None: all."""
         if self.max_failed_fraction is None:
@@ -145,12 +150,38 @@ class BatchSpec:
         }
 
 
-OPTIONS = {
-    f.name: f.name
-    for f in dataclasses.fields(BatchSpec)
-    if f.name not in {"input", "output", "model", "parameters"}
-}
-"""What ``options`` may hold: the fields that are not parameters of their own."""
+class BatchOptions(TypedDict, total=False):
+    """Keys of the parameter ``options``, with the meaning of :class:`BatchSpec`'s fields.
+
+    Every value may be a template; text becomes the declared type.
+    """
+
+    limit: int | str | None
+    max_in_flight: int | str
+    max_attempts: int | str
+    retry_base_s: float | str
+    retry_cap_s: float | str
+    request_timeout_s: float | str
+    hang_timeout_s: float | str
+    endpoint_timeout_s: float | str
+    max_failed_rows: int | str | None
+    max_failed_fraction: float | str | None
+    overwrite: bool | str
+    on_change: str
+    retry_failed_only: bool | str
+    keep_segments: bool | str
+    segment_rows: int | str
+    segment_seconds: float | str
+    num_gpus: float | str
+    prompt_column: str | None
+    prompt_template: str | None
+    prompt_as: str
+    input_format: str | None
+    ordering: str
+
+
+OPTIONS = {name: name for name in BatchOptions.__annotations__}
+"""Keys of ``options`` → fields of :class:`BatchSpec`."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""The hook: what an ``arcadia`` connection says, as the objects the Airflow-free rooms take."""
+"""The hook: turns an ``arcadia`` connection into launchers, leases and Ray cluster backends."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,14 @@ from airflow_arcadia.hooks._connection_check import check_connection, summarize
 from airflow_arcadia.hooks.kubernetes import kubernetes_api
 from airflow_arcadia.kubernetes.api import KubernetesApi
 from airflow_arcadia.kubernetes.config_map import read_config_map
+from airflow_arcadia.kubernetes.kinds import Object
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
 from airflow_arcadia.kubernetes.pod_template import API_KEY, HF_TOKEN, RAY_TOKEN
 from airflow_arcadia.launchers.arcadia_worker.launcher import CustomResourceLauncher
+from airflow_arcadia.launchers.arcadia_worker.settings import WorkerResourceSettings
+from airflow_arcadia.launchers.base import Launcher
 from airflow_arcadia.launchers.pod.launcher import PodLauncher
+from airflow_arcadia.launchers.pod.settings import PodSettings
 from airflow_arcadia.launchers.process import ProcessLauncher
 from airflow_arcadia.launchers.reap_backends import ClusterBackend, LocalBackend
 from airflow_arcadia.launchers.teardown import teardown, teardown_in_cluster
@@ -32,12 +36,11 @@ from airflow_arcadia.ray_cluster.kuberay.backend import KubeRayBackend
 from airflow_arcadia.ray_cluster.local import LocalRayBackend, worker_versions
 
 if TYPE_CHECKING:
-    from airflow_arcadia.launchers.base import Launcher
     from airflow_arcadia.launchers.reaper import Backend
 
 DEFAULT_CONN_ID = "arcadia_default"
-LOCAL_LAUNCHERS = (ProcessLauncher.name,)
-KUBERNETES_LAUNCHERS = (PodLauncher.name, CustomResourceLauncher.name)
+LOCAL_LAUNCHERS: tuple[type[Launcher], ...] = (ProcessLauncher,)
+KUBERNETES_LAUNCHERS: tuple[type[Launcher], ...] = (PodLauncher, CustomResourceLauncher)
 """By where a connection runs workers; the first is the default."""
 
 
@@ -170,48 +173,76 @@ class ArcadiaHook(BaseHook):
         if self.kubernetes_conn_id:
             api = self.kubernetes
             return KubeRayBackend(api, KubernetesLeases(api), self._extra("ray_token"))
-        return LocalRayBackend(self.store, self.worker_python, self.ray_token_file(lease))
+        token = self._extra("ray_token")
+        token_file = str(self.store.write_secret(lease, RAY_TOKEN, token)) if token else None
+        return LocalRayBackend(self.store, self.worker_python, token_file)
 
     @property
     def worker_python(self) -> str:
         """Python of the worker's environment: vLLM's pins and Airflow's need not meet in one."""
         return self._extra("worker_python") or os.environ.get("ARCADIA_WORKER_PYTHON") or sys.executable
 
-    def launcher_name(self, name: str | None) -> str:
+    def launcher_type(self, name: str | None) -> type[Launcher]:
         """The launcher asked for, or the default: a pod where the connection names a cluster.
 
         Raises :class:`ArcadiaConfigError` naming those that this connection can use.
         """
-        usable = KUBERNETES_LAUNCHERS if self.kubernetes_conn_id else LOCAL_LAUNCHERS
-        if name in {None, ""}:
-            return usable[0]
-        if name not in usable:
-            where = "in a cluster" if self.kubernetes_conn_id else "on this machine"
-            raise ArcadiaConfigError(
-                f"There is no launcher {name!r} for connection {self.arcadia_conn_id!r}, which "
-                f"runs workers {where}.",
-                what_to_do=f"Use {' or '.join(map(repr, usable))}, or a connection "
-                f"{'without' if self.kubernetes_conn_id else 'with'} kubernetes_conn_id.",
-            )
-        return str(name)
+        usable = self._launcher_types
+        for kind in usable:
+            if name in {None, "", kind.name}:
+                return kind
+        where = "in a cluster" if self.kubernetes_conn_id else "on this machine"
+        raise ArcadiaConfigError(
+            f"There is no launcher {name!r} for connection {self.arcadia_conn_id!r}, which runs workers "
+            f"{where}.",
+            what_to_do=f"Use {' or '.join(repr(kind.name) for kind in usable)}, or a connection "
+            f"{'without' if self.kubernetes_conn_id else 'with'} kubernetes_conn_id.",
+        )
 
-    def launcher(self, name: str | None, **settings: Any) -> Launcher:
-        """The launcher of that name.
+    @property
+    def _launcher_types(self) -> tuple[type[Launcher], ...]:
+        return KUBERNETES_LAUNCHERS if self.kubernetes_conn_id else LOCAL_LAUNCHERS
 
-        :param settings: what its class takes to launch: ``settings``, and a pod's ``request``.
+    def launcher(self, name: str | None) -> Launcher:
+        """The launcher of that name, to find, observe and end what it launched."""
+        kind = self.launcher_type(name)
+        if kind is PodLauncher:
+            return self.pod_launcher()
+        if kind is CustomResourceLauncher:
+            return self.custom_resource_launcher()
+        return self.process_launcher()
+
+    def process_launcher(self, port: int = 0) -> ProcessLauncher:
+        """What launches processes on this machine.
+
+        :param port: port to serve on; 0 takes a free one.
         """
-        chosen = self.launcher_name(name)
-        if chosen == ProcessLauncher.name:
-            return ProcessLauncher(self.store, self.worker_python)
+        return ProcessLauncher(self.store, self.worker_python, port=port, secrets=self.secrets)
+
+    def pod_launcher(
+        self, settings: PodSettings | None = None, request: Callable[[Object], Object] | None = None
+    ) -> PodLauncher:
+        """What launches pods.
+
+        :param settings: how they are made; only needed to launch.
+        :param request: last change to a pod's manifest before it is sent.
+        """
         api = self.kubernetes
-        if chosen == CustomResourceLauncher.name:
-            return CustomResourceLauncher(api, KubernetesLeases(api), **settings)
-        return PodLauncher(api, KubernetesLeases(api), secrets=self.secrets, **settings)
+        return PodLauncher(api, KubernetesLeases(api), settings, self.secrets, request)
+
+    def custom_resource_launcher(
+        self, settings: WorkerResourceSettings | None = None
+    ) -> CustomResourceLauncher:
+        """What launches Arcadia's Workers.
+
+        :param settings: how they are made; only needed to launch.
+        """
+        api = self.kubernetes
+        return CustomResourceLauncher(api, KubernetesLeases(api), settings)
 
     def launchers(self) -> dict[str, Launcher]:
-        """Every launcher of this connection by name: what a watch may need."""
-        usable = KUBERNETES_LAUNCHERS if self.kubernetes_conn_id else LOCAL_LAUNCHERS
-        return {name: self.launcher(name) for name in usable}
+        """Every launcher of this connection by name: what a monitor may need."""
+        return {kind.name: self.launcher(kind.name) for kind in self._launcher_types}
 
     def end(self, lease: str, *, grace_s: float) -> list[str]:
         """End everything the lease owns; returns what is still there, as text."""
@@ -233,26 +264,13 @@ class ArcadiaHook(BaseHook):
 
     @property
     def secrets(self) -> dict[str, str]:
-        """What workers of a cluster may know, by the names of their Secret's keys."""
+        """What workers may know, by the names of their files: the API key and the tokens."""
         found = {
             API_KEY: self.api_key,
             RAY_TOKEN: self._extra("ray_token"),
             HF_TOKEN: self._extra("hf_token"),
         }
         return {key: value for key, value in found.items() if value}
-
-    def api_key_file(self, lease_name: str) -> str | None:
-        """File with the workers' API key under the lease (mode 0600); None when the connection has none."""
-        return self._secret_file(lease_name, API_KEY, self.api_key)
-
-    def ray_token_file(self, lease_name: str) -> str | None:
-        """File with Ray's token under the lease (mode 0600); None when the connection has none."""
-        return self._secret_file(lease_name, RAY_TOKEN, self._extra("ray_token"))
-
-    def _secret_file(self, lease_name: str, name: str, secret: str | None) -> str | None:
-        if not secret:
-            return None
-        return str(self.store.write_secret(lease_name, name, secret))
 
 
 def _no_connection(conn_id: str) -> ArcadiaConfigError:
@@ -263,8 +281,8 @@ def _no_connection(conn_id: str) -> ArcadiaConfigError:
 
 
 @contextlib.contextmanager
-def no_retry_where_useless() -> Iterator[None]:
-    """Turn an error that a retry cannot mend into Airflow's own "fail, do not retry"."""
+def fail_without_retry() -> Iterator[None]:
+    """Turn an error that no other attempt can avoid into Airflow's own "fail, do not retry"."""
     try:
         yield
     except ArcadiaError as error:

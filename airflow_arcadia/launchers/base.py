@@ -13,9 +13,20 @@ __all__ = ["Launcher", "ProcessObservation"]
 
 
 class Launcher(Protocol):
-    """Starts, finds, observes and ends workers. Every method may be called again safely."""
+    """Starts, finds, observes and ends workers. Every method is idempotent."""
 
     name: str
+    """As in the parameter ``launcher`` and in a handle."""
+    runs_as: str
+    """What a worker is, for messages: ``"a pod"``."""
+    on_this_machine: bool
+    """Whether its workers see this machine's files, so that a model's folder can be checked here first."""
+    log_is_a_file: bool
+    """Whether a handle's ``where["log"]`` is a file of this machine; else ``log_lines`` is the only way."""
+    ends_with_lease: bool
+    """Whether deleting the lease ends its workers; else ``stop`` must be called first."""
+    drain_seconds: float
+    """Grace for running requests of a worker whose ``engine`` says nothing about it."""
 
     def launch(self, spec: WorkerSpec, lease: Lease, *, ray: RayConnection | None) -> WorkerHandle:
         """Start the worker, or return the handle of the one this lease already started under that name.

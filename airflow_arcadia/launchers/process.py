@@ -9,13 +9,13 @@ import os
 import signal
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from airflow_arcadia.exceptions import ArcadiaConfigError, WorkerError
+from airflow_arcadia.kubernetes.pod_template import API_KEY, RAY_TOKEN
 from airflow_arcadia.lease import Lease, Owned
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.ports import free_port, require_free
@@ -32,7 +32,7 @@ from airflow_arcadia.processes import (
 )
 from airflow_arcadia.ray_cluster.jobs import job_environment
 from airflow_arcadia.readiness import ProcessObservation
-from airflow_arcadia.worker import RayConnection, WorkerHandle, WorkerSpec
+from airflow_arcadia.worker import Placement, RayConnection, WorkerHandle, WorkerSpec
 
 RUNTIME = "airflow_arcadia.runtime"
 LOG_LINES = 40  # a traceback of vLLM's with the lines before it
@@ -46,13 +46,29 @@ class ProcessLauncher:
 
     :param store: where the leases are.
     :param worker_python: Python of the worker's environment.
+    :param port: port to serve on; 0 takes a free one.
+    :param secrets: what the workers may know: ``api-key``, ``ray-token``; written to files of the lease.
     """
 
     name = "process"
+    runs_as = "a process of this machine"
+    on_this_machine = True
+    log_is_a_file = True
+    ends_with_lease = False
+    drain_seconds = 10.0
 
-    def __init__(self, store: LeaseStore, worker_python: str) -> None:
+    def __init__(
+        self,
+        store: LeaseStore,
+        worker_python: str,
+        *,
+        port: int = 0,
+        secrets: Mapping[str, str] | None = None,
+    ) -> None:
         self._store = store
         self._python = worker_python
+        self._port = port
+        self._secrets = secrets or {}
 
     def launch(self, spec: WorkerSpec, lease: Lease, *, ray: RayConnection | None) -> WorkerHandle:
         """Start the worker, or return the handle of the one this lease already runs under that name.
@@ -68,20 +84,32 @@ class ProcessLauncher:
         found = self._running(lease, spec.name, owned)
         if found is not None:
             return self._handle(spec, lease, ray, found)
-        # A worker of an earlier try that died may have left something that holds a GPU or the port.
+        # A worker of an earlier attempt that died may have left something that holds a GPU or the port.
         end(None, lease.name, owned, grace_s=0)
-        spec = replace(spec, port=_free_port(spec.host, spec.port))
+        placed = spec.at(self._placement(lease.name))
         log = self._store.directory(lease.name) / f"{spec.name}.log"
         where: dict[str, Any] = {"log": str(log), "lease": lease.name, "owned": owned}
         if ray is not None:
-            where |= {"ray_dashboard": ray.dashboard_url, "ray_token_file": spec.ray_token_file}
+            where |= {"ray_dashboard": ray.dashboard_url, "ray_token_file": placed.ray_token_file}
         self._record(lease, spec.name, where)
         env = worker_environment(os.environ, self._python) | mark(lease.name, owned)
-        env |= job_environment(lease.name) | spec.to_env()
+        env |= job_environment(lease.name) | placed.to_env()
         process = spawn([self._python, "-m", RUNTIME], env=env, log_path=log)
-        where |= {"pid": process.pid, "started_at": process.started_at, "url": spec.url}
+        where |= {"pid": process.pid, "started_at": process.started_at, "url": placed.url}
         self._record(lease, spec.name, where)
         return self._handle(spec, lease, ray, where)
+
+    def _placement(self, lease: str) -> Placement:
+        def secret_file(name: str) -> str | None:
+            secret = self._secrets.get(name)
+            return str(self._store.write_secret(lease, name, secret)) if secret else None
+
+        return Placement(
+            port=_free_port(Placement.host, self._port),
+            api_key_file=secret_file(API_KEY),
+            ray_token_file=secret_file(RAY_TOKEN),
+            lease_file=str(self._store.file(lease)),
+        )
 
     async def observe(self, handle: WorkerHandle) -> ProcessObservation:
         """Whether its process lives, and its last log lines."""
@@ -116,14 +144,14 @@ class ProcessLauncher:
         return ProcessObservation(False, reason, lines)
 
     def _running(self, lease: Lease, name: str, owned: str) -> dict[str, Any] | None:
-        """Where the worker of an earlier try is, if it still runs."""
+        """Where the worker of an earlier attempt is, if it still runs."""
         record = lease.find("worker", name)
         if record is None:
             return None
         ref = _ref(record.where)
         if ref is not None:
             return dict(record.where) if is_alive(ref) else None
-        # The earlier try died between starting the worker and writing down its pid.
+        # The earlier attempt died between starting the worker and writing down its pid.
         for process in find_marked(lease.name, owned):
             with contextlib.suppress(psutil.Error):
                 if process.cmdline()[1:3] == ["-m", RUNTIME]:

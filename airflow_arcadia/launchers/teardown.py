@@ -13,7 +13,6 @@ from airflow_arcadia.exceptions import RayClusterError
 from airflow_arcadia.kubernetes.api import KubernetesApi
 from airflow_arcadia.kubernetes.cleanup import collect
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
-from airflow_arcadia.launchers.arcadia_worker.launcher import CustomResourceLauncher
 from airflow_arcadia.launchers.arcadia_worker.ownership import workers_of_lease
 from airflow_arcadia.launchers.base import Launcher
 from airflow_arcadia.lease import Lease, Owned, UnreadableLeaseError
@@ -120,8 +119,9 @@ def teardown_in_cluster(
         log.warning("%s What carries its label is ended without it.", error.what)
         owned = api.run(lambda session: workers_of_lease(session, name))
     for item in owned:
-        if item.launcher == CustomResourceLauncher.name:
-            left += launchers[item.launcher].stop(item.where, grace_s=grace_s)
+        launcher = launchers.get(item.launcher)
+        if launcher is not None and not launcher.ends_with_lease:
+            left += launcher.stop(item.where, grace_s=grace_s)
     found = api.run(lambda session: collect(session, name, grace_s=grace_s, keep_lease=bool(left)))
     return left + [text for text in found if text.removesuffix(" (being deleted)") not in left]
 

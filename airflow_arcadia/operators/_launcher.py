@@ -1,9 +1,9 @@
-"""From a launch's parameters to the launcher, with everything that does not fit together met at the door."""
+"""Validates a launch's parameters; makes the worker's spec and the launcher from them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
@@ -12,74 +12,153 @@ from airflow_arcadia.launchers.arcadia_worker.manifest import ray_cluster_index
 from airflow_arcadia.launchers.arcadia_worker.settings import WorkerResourceSettings
 from airflow_arcadia.launchers.pod.launcher import PodLauncher
 from airflow_arcadia.launchers.pod.settings import PodSettings
-from airflow_arcadia.launchers.process import ProcessLauncher
 from airflow_arcadia.operators._pod_request import pod_request
+from airflow_arcadia.validation import (
+    Index,
+    PortOrAny,
+    PositiveSeconds,
+    Variables,
+    check_literals,
+    is_rendered_later,
+    parse,
+)
+from airflow_arcadia.worker import (
+    DEFAULT_STARTUP_TIMEOUT_S,
+    ENGINE,
+    RayConnection,
+    WorkerSpec,
+    parse_num_gpus,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_arcadia.hooks.arcadia import ArcadiaHook
     from airflow_arcadia.launchers.base import Launcher
-    from airflow_arcadia.operators.worker import ArcadiaLaunchWorkerOperator
-    from airflow_arcadia.worker import WorkerSpec
 
-_RUNS_AS = {
-    ProcessLauncher.name: "a process of this machine",
-    PodLauncher.name: "a pod",
-    CustomResourceLauncher.name: "Arcadia's Worker",
-}
+
+@dataclass(frozen=True)
+class LaunchRequest:
+    """What ``ArcadiaLaunchWorkerOperator`` was asked for; its parameters have the same names.
+
+    ``num_gpus``, and the keys of ``engine``, ``pod`` and ``custom_resource``, are validated where they are
+    used.
+    """
+
+    lease: str
+    model: str | Mapping[str, Any]
+    num_gpus: Any = 1
+    ray: Mapping[str, Any] | None = None
+    served_model_name: str = ""
+    launcher: str | None = None
+    engine: Mapping[str, Any] | None = None
+    pod: Mapping[str, Any] | None = None
+    custom_resource: Mapping[str, Any] | None = None
+    port: PortOrAny = 0
+    index: Index = 0
+    startup_timeout: PositiveSeconds = DEFAULT_STARTUP_TIMEOUT_S
+    additional_envs: Variables = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, operator: object) -> LaunchRequest:
+        """The rendered parameters. Raises :class:`ArcadiaConfigError` naming the one at fault."""
+        return parse(cls, _values(operator), "")
+
+    @staticmethod
+    def check_literals(operator: object) -> None:
+        """Check what is known when the DAG is parsed. Raises as :meth:`of`."""
+        values = _values(operator)
+        check_literals(LaunchRequest, values, "")
+        if not is_rendered_later(values["num_gpus"]):
+            parse_num_gpus(values["num_gpus"])
+        check_literals(WorkerSpec, values["engine"], "engine", names=ENGINE)
+        PodSettings.check_literals(values["pod"])
+        WorkerResourceSettings.check_literals(values["custom_resource"])
+
+    def worker_spec(
+        self, ray: RayConnection | None, *, controller_address: str | None, drain_seconds: float
+    ) -> WorkerSpec:
+        """What the worker serves. Raises :class:`ArcadiaConfigError` naming the parameter at fault.
+
+        :param drain_seconds: the launcher's, for an ``engine`` that says nothing about it.
+        """
+        envs = dict(self.additional_envs)
+        return parse(
+            WorkerSpec,
+            self.engine,
+            "engine",
+            names=ENGINE,
+            name=f"{self.lease}-{self.index}" if self.index else self.lease,
+            model=model_name(self.model),
+            served_model_name=self.served_model_name,
+            num_gpus=parse_num_gpus(envs.get("NUMBER_GPUS", self.num_gpus)),
+            ray_cluster_index=ray.index if ray else 0,
+            ray_address=ray.address if ray else None,
+            ray_dashboard_url=ray.dashboard_url if ray else None,
+            ray_version=ray.ray_version if ray else None,
+            python_version=ray.python_version if ray else None,
+            controller_address=controller_address,
+            drain_seconds=drain_seconds,
+            additional_envs=envs,
+        )
 
 
 def launcher_of(
-    operator: ArcadiaLaunchWorkerOperator, hook: ArcadiaHook, chosen: str, spec: WorkerSpec, context: Context
+    request: LaunchRequest, spec: WorkerSpec, hook: ArcadiaHook, context: Context, *, task_id: str
 ) -> Launcher:
-    """The launcher, ready to launch ``spec``. Raises :class:`ArcadiaConfigError` naming what does not fit.
+    """The launcher, ready to launch ``spec``. Raises :class:`ArcadiaConfigError` naming what does not fit."""
+    kind = hook.launcher_type(request.launcher)
+    _check_fits(request, kind)
+    if kind is CustomResourceLauncher:
+        return hook.custom_resource_launcher(_resource_settings(request, hook, spec))
+    if isinstance(request.model, Mapping):
+        raise ArcadiaConfigError(
+            f"model is a reference to Arcadia's Model, but the worker is {kind.runs_as}.",
+            what_to_do="Set model to a path or a repository id.",
+        )
+    if kind is PodLauncher:
+        settings = PodSettings.parse(request.pod, startup_timeout=request.startup_timeout)
+        last_change = pod_request(
+            settings, context, task_id=task_id, kubernetes_conn_id=hook.kubernetes_conn_id
+        )
+        return hook.pod_launcher(settings, last_change)
+    return hook.process_launcher(request.port)
 
-    :param chosen: name of the launcher.
-    """
-    for name, value in (("pod", operator.pod), ("custom_resource", operator.custom_resource)):
-        if value and chosen != name:
+
+def _check_fits(request: LaunchRequest, kind: type[Launcher]) -> None:
+    """Refuse a parameter of another launcher: it would be ignored."""
+    for name, value in (("pod", request.pod), ("custom_resource", request.custom_resource)):
+        if value and kind.name != name:
             raise ArcadiaConfigError(
-                f"{name} is set, but the worker is {_RUNS_AS[chosen]}.",
+                f"{name} is set, but the worker is {kind.runs_as}.",
                 what_to_do=f"Leave {name} out, or use launcher={name!r} with a connection that has "
                 "kubernetes_conn_id.",
             )
-    if chosen == CustomResourceLauncher.name:
-        return hook.launcher(chosen, settings=_resource_settings(operator, hook, spec))
-    if isinstance(operator.model, Mapping):
+    if request.port and not kind.on_this_machine:
+        instead = " and give it as pod={'port': …}" if kind is PodLauncher else ""
         raise ArcadiaConfigError(
-            f"model is a reference to Arcadia's Model, but the worker is {_RUNS_AS[chosen]}.",
-            what_to_do="Set model to a path or a repository id.",
+            f"port is set, but the worker is {kind.runs_as}.", what_to_do=f"Leave port out{instead}."
         )
-    if chosen == ProcessLauncher.name:
-        return hook.launcher(chosen)
-    settings = PodSettings.parse(operator.pod)
-    request = pod_request(
-        settings, context, task_id=operator.task_id, kubernetes_conn_id=hook.kubernetes_conn_id
-    )
-    return hook.launcher(chosen, settings=settings, request=request)
 
 
-def _resource_settings(
-    operator: ArcadiaLaunchWorkerOperator, hook: ArcadiaHook, spec: WorkerSpec
-) -> WorkerResourceSettings:
-    settings = WorkerResourceSettings.parse(operator.custom_resource)
-    if operator.served_model_name:
+def _resource_settings(request: LaunchRequest, hook: ArcadiaHook, spec: WorkerSpec) -> WorkerResourceSettings:
+    settings = WorkerResourceSettings.parse(request.custom_resource)
+    if request.served_model_name:
         raise ArcadiaConfigError(
-            f"served_model_name is {operator.served_model_name!r}, but Arcadia serves it under its uid.",
+            f"served_model_name is {request.served_model_name!r}, but Arcadia serves it under its uid.",
             what_to_do="Leave served_model_name out; the handle has the name.",
         )
-    if operator.index and settings.existing:
+    if request.index and settings.existing:
         raise ArcadiaConfigError(
             f"Several workers are asked for, but Worker {settings.name} is one.",
             what_to_do="Set num_workers to 1.",
         )
-    if operator.index and settings.name:
-        settings = replace(settings, name=f"{settings.name}-{operator.index}")
-    if isinstance(operator.model, Mapping):
-        settings = replace(settings, model=operator.model)
+    if request.index and settings.name:
+        settings = replace(settings, name=f"{settings.name}-{request.index}")
+    if isinstance(request.model, Mapping):
+        settings = replace(settings, model=request.model)
     if not settings.existing and (spec.uses_ray or hook.config.ray_clusters):
-        # Arcadia's operator looks it up unchecked: one that is out of range ends it.
+        # Arcadia's operator does not validate the index: one that is out of range makes it crash.
         hook.config.select(ray_cluster_index(spec, settings))
     return settings
 
@@ -96,11 +175,5 @@ def model_name(model: str | Mapping[str, Any]) -> str:
     return str(model["name"])
 
 
-def parse_limit(name: str, value: int | str | None) -> int | None:
-    """An engine limit as given or as a template rendered it; empty or ``None`` text means "not set"."""
-    text = str(value).strip() if value is not None else ""
-    if text in {"", "None"}:
-        return None
-    if not text.isdecimal():
-        raise ArcadiaConfigError(f"{name} is {value!r}.", what_to_do=f"Set {name} to a whole number.")
-    return int(text)
+def _values(operator: object) -> dict[str, Any]:
+    return {f.name: getattr(operator, f.name) for f in fields(LaunchRequest)}

@@ -21,14 +21,15 @@ from airflow_arcadia.batch import (
     run_batch,
 )
 from airflow_arcadia.batch.batch_api import RemoteBatches
+from airflow_arcadia.batch.spec import BatchOptions
 from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError, BatchError
-from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry_where_useless
+from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, fail_without_retry
 from airflow_arcadia.launchers.monitor import WorkerWatch
 from airflow_arcadia.launchers.renewal import LeaseKeeper
 from airflow_arcadia.operators._requirements import require_handle
 from airflow_arcadia.triggers.batch import ArcadiaBatchInferenceTrigger
 from airflow_arcadia.triggers.timeouts import deferral_timeout
-from airflow_arcadia.validation import mapping
+from airflow_arcadia.validation import is_rendered_later, mapping
 from airflow_arcadia.worker import WorkerHandle
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
     :param input: URI or path of the rows, anything fsspec opens.
     :param output: URI or path of the answers.
     :param parameters: sampling parameters for rows that do not set their own, e.g. ``max_tokens``.
-    :param options: further fields of :class:`~airflow_arcadia.batch.BatchSpec`, e.g. ``max_failed_rows``.
+    :param options: keys of :class:`~airflow_arcadia.batch.spec.BatchOptions`, e.g. ``max_failed_rows``.
     :param run_in: ``"task"``: this task sends the rows and holds its slot; ``"worker"``: the worker runs the
         batch itself (OpenAI's Batch API) and the task defers, so that no slot is held and a restart of
         Airflow does not touch it. Input and output are then read and written by the worker.
@@ -82,7 +83,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         input: str,
         output: str,
         parameters: Mapping[str, Any] | None = None,
-        options: Mapping[str, Any] | None = None,
+        options: BatchOptions | None = None,
         run_in: str = "task",
         progress_interval: float = 5.0,
         batch_timeout: float = DEFAULT_BATCH_TIMEOUT_S,
@@ -101,18 +102,20 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         self.batch_timeout = batch_timeout
         self.arcadia_conn_id = arcadia_conn_id
         self._stop = threading.Event()
+        if not is_rendered_later(run_in):
+            _check_run_in(run_in)
+        BatchSpec.check_literals(options)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the batch, and return its summary."""
-        with no_retry_where_useless():
+        with fail_without_retry():
             handles = self._handles()
             spec = build_spec(self.input, self.output_uri, handles, self.parameters, self.options)
+            _check_run_in(self.run_in)
             if self.run_in == "worker":
                 if (done := self._finished(spec)) is not None:
                     return self._done(done)  # a cleared task needs no worker to find what is answered
                 self._defer_to(handles, spec, context)
-            elif self.run_in != "task":
-                raise ArcadiaConfigError(f"run_in is {self.run_in!r}.", what_to_do="Use 'task' or 'worker'.")
             summary = self._run_here(handles, spec, context)
         return self._done(summary)
 
@@ -120,7 +123,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         """Return the summary from the trigger's event. Raises when the batch ended before it was done."""
         if event["failed"]:
             # A worker that ended after its last row cannot say so any more, but its output does.
-            with no_retry_where_useless():
+            with fail_without_retry():
                 spec = build_spec(self.input, self.output_uri, self._handles(), self.parameters, self.options)
             if (done := self._finished(spec)) is not None:
                 self.log.info("The batch is finished; its worker is not there any more: %s", event["failed"])
@@ -209,7 +212,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
 
 
 class ArcadiaCheckBatchInputOperator(BaseOperator):
-    """Meet a batch's bad input at the door: before a worker is launched and a GPU is spent.
+    """Validate the input of batches before a worker is launched and a GPU is spent.
 
     :param batches: one mapping per batch with ``input``, ``output`` and, where they matter, ``parameters``
         and ``options``, as :class:`ArcadiaBatchInferenceOperator` takes them.
@@ -222,10 +225,13 @@ class ArcadiaCheckBatchInputOperator(BaseOperator):
     def __init__(self, *, batches: Sequence[Mapping[str, Any]], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.batches = batches
+        if isinstance(batches, (list, tuple)):
+            for batch in batches:
+                BatchSpec.check_literals(batch.get("options") if isinstance(batch, Mapping) else None)
 
     def execute(self, context: Context) -> list[int]:
         """Check them all, and return the number of rows of each."""
-        with no_retry_where_useless():
+        with fail_without_retry():
             rows = [
                 check_input(
                     build_spec(
@@ -236,6 +242,11 @@ class ArcadiaCheckBatchInputOperator(BaseOperator):
             ]
         self.log.info("Rows to answer: %s", ", ".join(map(str, rows)))
         return rows
+
+
+def _check_run_in(run_in: str) -> None:
+    if run_in not in {"task", "worker"}:
+        raise ArcadiaConfigError(f"run_in is {run_in!r}.", what_to_do="Use 'task' or 'worker'.")
 
 
 def build_spec(

@@ -1,4 +1,4 @@
-"""Provide a Ray cluster connection that is proven usable."""
+"""Provide a connection to a Ray cluster that is proven usable."""
 
 from __future__ import annotations
 
@@ -7,16 +7,31 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
-from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry_where_useless
+from airflow_arcadia.exceptions import ArcadiaConfigError
+from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, fail_without_retry
+from airflow_arcadia.launchers.pod.settings import PodOptions, PodSettings
 from airflow_arcadia.operators._requirements import require_lease
 from airflow_arcadia.operators.links import RayDashboardLink
 from airflow_arcadia.preflight import require_model
-from airflow_arcadia.ray_cluster.provision import provision
+from airflow_arcadia.ray_cluster.kuberay.settings import KubeRayOptions, KubeRaySpec
+from airflow_arcadia.ray_cluster.local import LocalHeadSpec
+from airflow_arcadia.ray_cluster.provision import CREATE, provision
+from airflow_arcadia.validation import check_literals, is_rendered_later, mapping
 from airflow_arcadia.worker import parse_num_gpus
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+_LIKE_THE_POD = (
+    "image",
+    "image_pull_policy",
+    "image_pull_secrets",
+    "model_volume",
+    "model_mount_path",
+    "node_selector",
+    "tolerations",
+)
+"""Settings of a RayCluster that default to the workers' pod's."""
 BUSY_WAIT_S = 15.0
 """Longer than Ray counts the GPUs of a worker that has just ended as used."""
 
@@ -37,9 +52,11 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
     :param create: ``"if_missing"`` makes one for this run: where the connection names a Kubernetes cluster, a
         RayCluster by KubeRay when arcadia-config lists none, none answers, or ``"auto"`` finds none with
         enough free GPUs; else a local head where nothing answers at a loopback address.
-    :param ray_cluster_spec: what to make: fields of
-        :class:`~airflow_arcadia.ray_cluster.kuberay.settings.KubeRaySpec`, or ``num_gpus`` (logical GPUs) and
-        ``num_cpus`` of a local head.
+    :param ray_cluster_spec: what to make: keys of
+        :class:`~airflow_arcadia.ray_cluster.kuberay.settings.KubeRayOptions`, of which a local head takes
+        ``num_gpus`` (logical GPUs) and ``num_cpus``.
+    :param pod: how the workers' pods are made: ``ray_cluster_spec`` defaults to its image, model volume,
+        tolerations and node selector, which must be the same on every node.
     :param arcadia_conn_id: connection of type ``arcadia``.
     """
 
@@ -50,9 +67,10 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
         "model",
         "create",
         "ray_cluster_spec",
+        "pod",
         "arcadia_conn_id",
     )
-    template_fields_renderers = {"ray_cluster_spec": "json"}
+    template_fields_renderers = {"ray_cluster_spec": "json", "pod": "json"}
     operator_extra_links = (RayDashboardLink(),)
     ui_color = "#dfe9f5"
 
@@ -65,7 +83,8 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
         num_workers: int = 1,
         model: str | None = None,
         create: str = "never",
-        ray_cluster_spec: Mapping[str, Any] | None = None,
+        ray_cluster_spec: KubeRayOptions | None = None,
+        pod: PodOptions | None = None,
         arcadia_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
@@ -77,11 +96,13 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
         self.model = model
         self.create = create
         self.ray_cluster_spec = ray_cluster_spec
+        self.pod = pod
         self.arcadia_conn_id = arcadia_conn_id
+        self._check_literals()
 
     def execute(self, context: Context) -> dict[str, Any] | None:
         """Provision, and return the connection."""
-        with no_retry_where_useless():
+        with fail_without_retry():
             require_lease(self.lease)
             num_gpus = parse_num_gpus(self.num_gpus)
             hook = ArcadiaHook(self.arcadia_conn_id)
@@ -94,11 +115,11 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
             connection = provision(
                 hook.config,
                 self.ray_cluster,
-                num_gpus * self.num_workers,
+                num_gpus * int(self.num_workers),
                 lease=self.lease,
                 backend=hook.ray_backend(self.lease),
                 create=self.create,
-                ray_cluster_spec=self.ray_cluster_spec,
+                ray_cluster_spec=self.spec_for(in_cluster=hook.kubernetes_conn_id is not None),
                 busy_wait_s=BUSY_WAIT_S,
             )
         self.log.info(
@@ -111,3 +132,22 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
             connection.gpus_total,
         )
         return connection.to_dict()
+
+    def spec_for(self, *, in_cluster: bool) -> dict[str, Any]:
+        """``ray_cluster_spec``, with what it leaves out taken from the pod where there are pods."""
+        given = mapping(self.ray_cluster_spec, "ray_cluster_spec")
+        pod = mapping(self.pod, "pod") if in_cluster else {}
+        return {**{key: pod[key] for key in _LIKE_THE_POD if key in pod}, **given}
+
+    def _check_literals(self) -> None:
+        if not is_rendered_later(self.num_gpus):
+            parse_num_gpus(self.num_gpus)
+        if not is_rendered_later(self.create) and self.create not in CREATE:
+            raise ArcadiaConfigError(
+                f"create is {self.create!r}.", what_to_do=f"Use one of {', '.join(map(repr, CREATE))}."
+            )
+        spec: Any = self.ray_cluster_spec
+        # Where it will be made, only the connection says: a head takes a part of what a RayCluster does.
+        is_of_a_head = isinstance(spec, Mapping) and "num_cpus" in spec
+        check_literals(LocalHeadSpec if is_of_a_head else KubeRaySpec, spec, "ray_cluster_spec")
+        PodSettings.check_literals(self.pod)

@@ -1,9 +1,8 @@
-"""A worker's life as tasks: reserve its lease, launch it, tear everything down."""
+"""Operators that reserve a worker's lease, launch the worker, and tear everything down."""
 
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,15 +11,17 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_arcadia.exceptions import ArcadiaConfigError, TeardownError
-from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry_where_useless
+from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, fail_without_retry
 from airflow_arcadia.launchers.arcadia_worker.from_yaml import read_worker_manifest
+from airflow_arcadia.launchers.arcadia_worker.settings import ArcadiaWorkerOptions
+from airflow_arcadia.launchers.pod.settings import PodOptions
 from airflow_arcadia.lease import DEFAULT_DURATION_S, Identity, parse_duration
-from airflow_arcadia.operators._launcher import launcher_of, model_name, parse_limit
+from airflow_arcadia.operators._launcher import LaunchRequest, launcher_of
 from airflow_arcadia.operators._requirements import optional, require_lease
 from airflow_arcadia.operators._scope import failed_first, run_is_failed
 from airflow_arcadia.operators.links import WorkerLink
 from airflow_arcadia.preflight import require_model
-from airflow_arcadia.worker import RayConnection, WorkerSpec, parse_num_gpus
+from airflow_arcadia.worker import DEFAULT_STARTUP_TIMEOUT_S, EngineOptions, RayConnection
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -56,7 +57,7 @@ class ArcadiaReserveWorkerOperator(BaseOperator):
 
     def execute(self, context: Context) -> str:
         """Reserve, and return the lease's name."""
-        with no_retry_where_useless():
+        with fail_without_retry():
             lease = ArcadiaHook(self.arcadia_conn_id).leases.reserve(
                 identity_of(context, self.group), time.time(), parse_duration(self.lease_duration)
             )
@@ -78,16 +79,18 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
     :param served_model_name: name clients use; by default the last part of ``model``.
     :param launcher: ``"pod"``, ``"custom_resource"`` (Arcadia's own Worker) or ``"process"``; by default a
         pod where the connection names a Kubernetes cluster, else a process of this machine.
-    :param pod: how the pod is made, fields of :class:`~airflow_arcadia.launchers.pod.settings.PodSettings`.
-    :param custom_resource: how Arcadia's Worker is made or taken online, fields of
-        :class:`~airflow_arcadia.launchers.arcadia_worker.settings.WorkerResourceSettings`.
-    :param port: port a process serves on; 0 takes a free one.
+    :param engine: the engine's options, keys of :class:`~airflow_arcadia.worker.EngineOptions`, e.g.
+        ``{"max_num_seqs": 128, "extra_args": "--seed 1"}``.
+    :param pod: how the pod is made, keys of :class:`~airflow_arcadia.launchers.pod.settings.PodOptions`.
+    :param custom_resource: how Arcadia's Worker is made or taken online, keys of
+        :class:`~airflow_arcadia.launchers.arcadia_worker.settings.ArcadiaWorkerOptions`.
+    :param port: port a process serves on; 0 takes a free one. A pod has its own in ``pod``.
     :param index: number of the worker among several under one lease.
-    :param extra_args: words added to vLLM's command line (``EXTRA_ARGS``), as a list or one string.
+    :param startup_timeout: seconds a pod's model may take to load before the kubelet ends the pod.
     :param additional_envs: Arcadia's ``additionalEnvs``: come last and win.
     :param arcadia_conn_id: connection of type ``arcadia``.
 
-    The engine's limits are those of :class:`~airflow_arcadia.worker.WorkerSpec`.
+    Literal values are validated when the DAG is parsed, templates when the task runs, before anything starts.
     """
 
     template_fields: Sequence[str] = (
@@ -97,17 +100,17 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
         "num_gpus",
         "served_model_name",
         "launcher",
+        "engine",
         "pod",
         "custom_resource",
-        "dtype",
-        "max_model_len",
-        "max_num_seqs",
-        "max_num_batched_tokens",
-        "extra_args",
+        "port",
+        "startup_timeout",
         "additional_envs",
         "arcadia_conn_id",
     )
-    template_fields_renderers = dict.fromkeys(("ray", "additional_envs", "pod", "custom_resource"), "json")
+    template_fields_renderers = dict.fromkeys(
+        ("ray", "engine", "additional_envs", "pod", "custom_resource"), "json"
+    )
     operator_extra_links = (WorkerLink(),)
     ui_color = "#dfe9f5"
 
@@ -120,17 +123,12 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
         num_gpus: int | str = 1,
         served_model_name: str = "",
         launcher: str | None = None,
-        pod: Mapping[str, Any] | None = None,
-        custom_resource: Mapping[str, Any] | None = None,
-        port: int = 0,
+        engine: EngineOptions | None = None,
+        pod: PodOptions | None = None,
+        custom_resource: ArcadiaWorkerOptions | None = None,
+        port: int | str = 0,
         index: int = 0,
-        dtype: str = "auto",
-        max_model_len: int | str | None = None,
-        max_num_seqs: int | str = 256,
-        max_num_batched_tokens: int | str = 8192,
-        gpu_memory_utilization: float | None = None,
-        trust_remote_code: bool = False,
-        extra_args: Sequence[str] | str = (),
+        startup_timeout: float | str = DEFAULT_STARTUP_TIMEOUT_S,
         additional_envs: Mapping[str, str] | None = None,
         arcadia_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
@@ -142,32 +140,32 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
         self.num_gpus = num_gpus
         self.served_model_name = served_model_name
         self.launcher = launcher
+        self.engine = engine
         self.pod = pod
         self.custom_resource = custom_resource
         self.port = port
         self.index = index
-        self.dtype = dtype
-        self.max_model_len = max_model_len
-        self.max_num_seqs = max_num_seqs
-        self.max_num_batched_tokens = max_num_batched_tokens
-        self.gpu_memory_utilization = gpu_memory_utilization
-        self.trust_remote_code = trust_remote_code
-        self.extra_args = extra_args
+        self.startup_timeout = startup_timeout
         self.additional_envs = additional_envs
         self.arcadia_conn_id = arcadia_conn_id
+        LaunchRequest.check_literals(self)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Launch, and return the handle."""
-        with no_retry_where_useless():
+        with fail_without_retry():
             require_lease(self.lease)
+            request = LaunchRequest.of(self)
             hook = ArcadiaHook(self.arcadia_conn_id)
-            ray = RayConnection.from_dict(self.ray) if self.ray else None
-            chosen = hook.launcher_name(self.launcher)
-            spec = self.build_spec(hook, ray, chosen)
-            launcher = launcher_of(self, hook, chosen, spec, context)
-            if chosen == "process":
+            ray = RayConnection.from_dict(request.ray) if request.ray else None
+            spec = request.worker_spec(
+                ray,
+                controller_address=hook.config.gateway.controller,
+                drain_seconds=hook.launcher_type(request.launcher).drain_seconds,
+            )
+            launcher = launcher_of(request, spec, hook, context, task_id=self.task_id)
+            if launcher.on_this_machine:
                 require_model(spec.model, spec.num_gpus)
-            lease = hook.leases.update(self.lease, lambda held: held.renew(time.time()))
+            lease = hook.leases.update(request.lease, lambda held: held.renew(time.time()))
             handle = launcher.launch(spec, lease, ray=ray)
         self.log.info("Worker %s serves %s at %s: %s", handle.name, spec.model, handle.url, handle.where)
         return handle.to_dict()
@@ -176,56 +174,19 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
     def from_manifest(cls, path: str | os.PathLike[str], **kwargs: Any) -> ArcadiaLaunchWorkerOperator:
         """The operator that makes the Worker of a manifest as Arcadia's documentation has it.
 
-        :param path: YAML file with one Worker. ``NUMBER_GPUS`` and ``RAY_CLUSTER_INDEX`` are taken from its
-            ``additionalEnvs`` (1 and 0 where they are absent); everything else is passed on as it stands.
+        :param path: YAML file with one Worker; other resources in it are left alone. ``NUMBER_GPUS`` and
+            ``RAY_CLUSTER_INDEX`` are taken from its ``additionalEnvs`` (1 and 0 where they are absent);
+            everything else is passed on as it stands.
         :param kwargs: parameters of the operator: they win, and ``custom_resource`` over the manifest's
             settings key by key. Raises :class:`ArcadiaConfigError` naming the key at fault.
         """
-        found = read_worker_manifest(path)
-        settings = {**found["custom_resource"], **(kwargs.pop("custom_resource", None) or {})}
-        given = {**found, **kwargs, "custom_resource": settings}
+        given = {**read_worker_manifest(path, kwargs.pop("custom_resource", None)), **kwargs}
         if not given.get("model"):
             raise ArcadiaConfigError(
                 f"Worker manifest {os.fspath(path)!r} has no spec.model.",
                 what_to_do="Add it, or give model to from_manifest.",
             )
         return cls(**given)
-
-    def build_spec(self, hook: ArcadiaHook, ray: RayConnection | None, launcher: str) -> WorkerSpec:
-        """The worker's spec. Raises :class:`ArcadiaConfigError` naming the parameter at fault."""
-        # Of this machine, and so for a process of it alone: a pod has its own secrets and owner.
-        files: dict[str, Any] = {}
-        if launcher == "process":
-            files = {
-                "api_key_file": hook.api_key_file(self.lease),
-                "ray_token_file": hook.ray_token_file(self.lease),
-                "lease_file": str(hook.store.file(self.lease)),
-            }
-        envs = {str(key): str(value) for key, value in (self.additional_envs or {}).items()}
-        return WorkerSpec(
-            name=f"{self.lease}-{self.index}" if self.index else self.lease,
-            model=model_name(self.model),
-            served_model_name=self.served_model_name or "",
-            num_gpus=parse_num_gpus(envs.get("NUMBER_GPUS", self.num_gpus)),
-            ray_cluster_index=ray.index if ray else 0,
-            ray_address=ray.address if ray else None,
-            ray_dashboard_url=ray.dashboard_url if ray else None,
-            ray_version=ray.ray_version if ray else None,
-            python_version=ray.python_version if ray else None,
-            controller_address=hook.config.gateway.controller,
-            port=self.port,
-            dtype=self.dtype,
-            max_model_len=parse_limit("max_model_len", self.max_model_len),
-            max_num_seqs=parse_limit("max_num_seqs", self.max_num_seqs) or 256,
-            max_num_batched_tokens=parse_limit("max_num_batched_tokens", self.max_num_batched_tokens) or 8192,
-            gpu_memory_utilization=self.gpu_memory_utilization,
-            trust_remote_code=self.trust_remote_code,
-            extra_args=tuple(
-                shlex.split(self.extra_args) if isinstance(self.extra_args, str) else self.extra_args
-            ),
-            additional_envs=envs,
-            **files,
-        )
 
 
 class ArcadiaTeardownWorkerOperator(BaseOperator):
@@ -265,14 +226,14 @@ class ArcadiaTeardownWorkerOperator(BaseOperator):
 
     def execute(self, context: Context) -> None:
         """Tear down. Raises :class:`TeardownError` when something is still there."""
-        with no_retry_where_useless():
+        with fail_without_retry():
             lease = self._lease(context)
             left = ArcadiaHook(self.arcadia_conn_id).end(lease, grace_s=self.grace)
         if left:
             raise TeardownError(
                 f"Teardown of lease {lease} could not end everything.",
                 still_running=f"Still there: {'; '.join(left)}.",
-                what_to_do="Clear this task to try again, or end these by hand.",
+                what_to_do="Clear this task for another attempt, or end these by hand.",
             )
         self.log.info("Lease %s and all it owned are gone.", lease)
         if not self.fail_with_scope:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from airflow_arcadia.ports import free_port
 from airflow_arcadia.preflight import Versions
 from airflow_arcadia.processes import ProcessRef, end, is_alive, mark, spawn, tail, worker_environment
 from airflow_arcadia.ray_dashboard import RayClusterUnreachableError, RayDashboard
-from airflow_arcadia.worker import parse_num_gpus
+from airflow_arcadia.validation import Count, parse
 
 LAUNCHER = "local_head"
 START_TIMEOUT_S = 60.0  # measured 3.5 s on an idle machine
@@ -32,6 +33,23 @@ _SOCKET_PATH_LIMIT = 107  # bytes in a sockaddr_un; Ray adds about 65 below its 
 _RAY_SOCKET_SUFFIX = 65
 
 
+@dataclass(frozen=True)
+class LocalHeadSpec:
+    """What ``ray_cluster_spec`` may say of a local head.
+
+    :param num_gpus: logical GPUs; default what the workers ask for.
+    :param num_cpus: logical CPUs; default two for each GPU.
+    """
+
+    num_gpus: Count | None = None
+    num_cpus: Count | None = None
+
+    @classmethod
+    def parse(cls, raw: object) -> LocalHeadSpec:
+        """The specification from a mapping. Raises :class:`ArcadiaConfigError` naming the key at fault."""
+        return parse(cls, raw, "ray_cluster_spec")
+
+
 class LocalRayBackend:
     """This machine: a cluster is a Ray head with logical GPUs at a loopback address.
 
@@ -39,8 +57,6 @@ class LocalRayBackend:
     :param worker_python: Python of the worker's environment.
     :param ray_token_file: file with Ray's token, where clusters ask for one.
     """
-
-    SPEC_KEYS = ("num_gpus", "num_cpus")
 
     def __init__(self, store: LeaseStore, worker_python: str, ray_token_file: str | None = None) -> None:
         self._store = store
@@ -57,12 +73,7 @@ class LocalRayBackend:
 
     def check(self, spec: Mapping[str, Any] | None) -> None:
         """Raise :class:`ArcadiaConfigError` for an unknown key."""
-        for key in spec or {}:
-            if key not in self.SPEC_KEYS:
-                raise ArcadiaConfigError(
-                    f"ray_cluster_spec has the unknown key {key!r}.",
-                    what_to_do=f"Known for a local head: {', '.join(self.SPEC_KEYS)}.",
-                )
+        LocalHeadSpec.parse(spec)
 
     def may_create(self, cluster: RayCluster | None) -> bool:
         """Where no head is that only cannot say everything yet: no second one can start at its ports."""
@@ -81,12 +92,13 @@ class LocalRayBackend:
                 "A local Ray head needs an entry of arcadia-config that names its address.",
                 what_to_do="Add one to rayClusters with headAddress 127.0.0.1:<port>.",
             )
+        asked = LocalHeadSpec.parse(spec)
         process = self._head(lease, cluster) or start_head(
             cluster,
             lease,
             store=self._store,
-            num_gpus=parse_num_gpus(spec.get("num_gpus") or num_gpus),
-            num_cpus=int(spec["num_cpus"]) if spec.get("num_cpus") else None,
+            num_gpus=asked.num_gpus or num_gpus,
+            num_cpus=asked.num_cpus,
             worker_python=self._python,
             ray_token_file=self._token_file,
         )

@@ -32,7 +32,7 @@ from airflow_arcadia.runtime.supervisor import (
     watch,
 )
 from airflow_arcadia.runtime.watchdog import Watchdog, ensure_marked
-from airflow_arcadia.worker import WorkerSpec
+from airflow_arcadia.worker import PlacedWorker
 
 STOPPED, BAD_ENVIRONMENT, NO_RAY, SERVER_ENDED, HUNG = 0, 2, 3, 4, 5
 _AFTER_DRAIN_S = 5.0  # what vLLM's own shutdown takes after the last request
@@ -49,7 +49,7 @@ def main() -> int:
     stop = StopSignal()
     adopt_orphans()
     try:
-        spec = WorkerSpec.from_env(os.environ)
+        spec = PlacedWorker.from_env(os.environ)
     except ArcadiaError as error:
         say(f"cannot start: {error}")
         return BAD_ENVIRONMENT
@@ -65,14 +65,14 @@ def main() -> int:
         watchdog.dismiss()
 
 
-def _shm_record(spec: WorkerSpec) -> Path:
+def _shm_record(spec: PlacedWorker) -> Path:
     """File for the list of the engine's shared memory: beside the lease, where a teardown finds it."""
     if spec.lease_file:
         return Path(spec.lease_file).with_name(f"{spec.name}.shm")
     return Path(tempfile.gettempdir()) / f"arcadia-{secrets.token_hex(8)}.shm"
 
 
-def _join_and_serve(spec: WorkerSpec, stop: StopSignal, watchdog: Watchdog, record: Path) -> int:
+def _join_and_serve(spec: PlacedWorker, stop: StopSignal, watchdog: Watchdog, record: Path) -> int:
     node_ip, raylet = None, None
     if spec.uses_ray:
         try:
@@ -89,7 +89,7 @@ def _join_and_serve(spec: WorkerSpec, stop: StopSignal, watchdog: Watchdog, reco
 
 
 def serve(
-    spec: WorkerSpec,
+    spec: PlacedWorker,
     stop: StopSignal,
     node_ip: str | None,
     *,

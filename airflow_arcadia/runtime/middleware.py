@@ -33,7 +33,7 @@ from airflow_arcadia.runtime.in_process_client import InProcessClient
 from airflow_arcadia.runtime.log import say
 from airflow_arcadia.runtime.request_limits import RequestRefused, check_length, limited
 from airflow_arcadia.runtime.vllm_patches import env_cache
-from airflow_arcadia.worker import WorkerSpec, WorkerStatus
+from airflow_arcadia.worker import PlacedWorker, WorkerStatus
 
 _POLL_S = 0.1
 _NO_KEY = "A valid API key is needed: send it as Authorization: Bearer."
@@ -43,14 +43,14 @@ _POLICY_VIOLATION, _TRY_AGAIN_LATER = 1008, 1013
 
 
 class ArcadiaMiddleware:
-    """See the module. Configured by the worker's environment (``WorkerSpec.from_env``).
+    """See the module. Configured by the worker's environment (``PlacedWorker.from_env``).
 
     Raises :class:`~airflow_arcadia.exceptions.ArcadiaConfigError` for an unusable key file.
     """
 
-    def __init__(self, app: App, spec: WorkerSpec | None = None) -> None:
+    def __init__(self, app: App, spec: PlacedWorker | None = None) -> None:
         self._app = app
-        self._spec = spec or WorkerSpec.from_env(os.environ)
+        self._spec = spec or PlacedWorker.from_env(os.environ)
         key = read_secret(self._spec.api_key_file, "API key")
         self._key = Secret(key) if key is not None else None
         self._status = WorkerStatus.STARTING

@@ -16,7 +16,7 @@ from airflow_arcadia.exceptions import RayClusterError
 from airflow_arcadia.ray_dashboard import RayClusterUnreachableError, RayDashboard, RayNode
 from airflow_arcadia.runtime.log import say
 from airflow_arcadia.runtime.supervisor import start_child
-from airflow_arcadia.worker import WorkerSpec
+from airflow_arcadia.worker import PlacedWorker
 
 JOIN_TIMEOUT_S = 60.0
 _PATIENCE_S = 5.0
@@ -28,7 +28,7 @@ def local_node(nodes: Iterable[RayNode], addresses: set[str]) -> str | None:
     return next((node.ip for node in nodes if node.alive and node.ip in addresses), None)
 
 
-def join(spec: WorkerSpec, env: Mapping[str, str]) -> tuple[str, subprocess.Popen[bytes] | None]:
+def join(spec: PlacedWorker, env: Mapping[str, str]) -> tuple[str, subprocess.Popen[bytes] | None]:
     """This host's node address, and the raylet started for it, if the host was not a node yet.
 
     Raises :class:`RayClusterError` when the node does not appear among the cluster's.
@@ -54,7 +54,7 @@ def join(spec: WorkerSpec, env: Mapping[str, str]) -> tuple[str, subprocess.Pope
     )
 
 
-def auth_environment(spec: WorkerSpec, env: Mapping[str, str]) -> dict[str, str]:
+def auth_environment(spec: PlacedWorker, env: Mapping[str, str]) -> dict[str, str]:
     """How Ray's processes of this worker authenticate at the cluster.
 
     Left alone, Ray uses a token that it happens to find in the user's home, whatever the cluster wants.
@@ -62,7 +62,7 @@ def auth_environment(spec: WorkerSpec, env: Mapping[str, str]) -> dict[str, str]
     return {"RAY_AUTH_MODE": "token" if spec.ray_token_file else env.get("RAY_AUTH_MODE", "disabled")}
 
 
-def join_argv(spec: WorkerSpec) -> list[str]:
+def join_argv(spec: PlacedWorker) -> list[str]:
     """Words that make this host a node of the Ray cluster."""
     ray = str(Path(sys.executable).with_name("ray"))
     # --block: the raylet stays our child, and ends with us.
@@ -73,7 +73,7 @@ def join_argv(spec: WorkerSpec) -> list[str]:
     return argv if spec.node_gpus is None else [*argv, f"--num-gpus={spec.node_gpus}"]
 
 
-def _nodes(spec: WorkerSpec, *, patience_s: float) -> tuple[RayNode, ...]:
+def _nodes(spec: PlacedWorker, *, patience_s: float) -> tuple[RayNode, ...]:
     """The cluster's nodes; a dashboard that does not answer is asked again for ``patience_s`` seconds."""
     host = (spec.ray_address or "").rpartition(":")[0]
     dashboard = RayDashboard(spec.ray_dashboard_url or f"http://{host}:{DASHBOARD_PORT}", spec.ray_token_file)

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 from airflow_arcadia.runtime.ray_node import auth_environment
 from airflow_arcadia.runtime.vllm_patches.gate import SERVER_VARIABLE
-from airflow_arcadia.worker import WorkerSpec
+from airflow_arcadia.worker import PlacedWorker
 
 MIDDLEWARE = "airflow_arcadia.runtime.middleware.ArcadiaMiddleware"
 
 
-def server_argv(spec: WorkerSpec, python: str = sys.executable) -> list[str]:
+def server_argv(spec: PlacedWorker, python: str = sys.executable) -> list[str]:
     """Words that start the server. No secret is among them: a command line is public on its machine."""
     argv = [python, "-m", "vllm.entrypoints.openai.api_server"]
     argv += ["--model", spec.model, "--served-model-name", spec.served_model_name]
@@ -34,7 +34,7 @@ def server_argv(spec: WorkerSpec, python: str = sys.executable) -> list[str]:
     return [*argv, *spec.system_args, *spec.extra_args]
 
 
-def server_env(spec: WorkerSpec, base: Mapping[str, str], node_ip: str | None) -> dict[str, str]:
+def server_env(spec: PlacedWorker, base: Mapping[str, str], node_ip: str | None) -> dict[str, str]:
     """The server's environment: the worker's own, and where its Ray node is.
 
     :param node_ip: address of the Ray node on this host; vLLM must use the same (``VLLM_HOST_IP``).

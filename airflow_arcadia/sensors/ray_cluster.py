@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from airflow_arcadia.exceptions import RayClusterError
-from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry_where_useless
+from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, fail_without_retry
 from airflow_arcadia.operators.links import RayDashboardLink
 from airflow_arcadia.ray_cluster.provision import provision
 from airflow_arcadia.worker import parse_num_gpus
@@ -52,7 +52,7 @@ class ArcadiaRayClusterSensor(BaseSensorOperator):
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Look once; the connection is the value when it is usable."""
-        with no_retry_where_useless():
+        with fail_without_retry():
             hook = ArcadiaHook(self.arcadia_conn_id)
             try:
                 connection = provision(

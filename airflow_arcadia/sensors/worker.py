@@ -12,19 +12,18 @@ from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, no_retry_where_useless
+from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, fail_without_retry
 from airflow_arcadia.launchers.probe import observe
 from airflow_arcadia.launchers.wait import wait_until_decided
 from airflow_arcadia.operators._requirements import require_handle
 from airflow_arcadia.readiness import Failed, Outcome, Ready, Waiting, decide
 from airflow_arcadia.triggers.timeouts import deferral_timeout
 from airflow_arcadia.triggers.worker import ArcadiaModelReadyTrigger, model_wait
+from airflow_arcadia.worker import DEFAULT_STARTUP_TIMEOUT_S
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-DEFAULT_STARTUP_TIMEOUT_S = 1800.0
-"""What loading a large model from a network disk may take."""
 _BEYOND_S = 60.0  # Airflow's own timeouts come after ours, which says why
 
 
@@ -67,7 +66,7 @@ class ArcadiaModelReadySensor(BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         """Wait, here or in the triggerer, and return the handle."""
-        with no_retry_where_useless():
+        with fail_without_retry():
             require_handle(self.worker)
         self._started_at = time.time()
         if not self.deferrable and self.mode == "poke":
@@ -104,7 +103,7 @@ class ArcadiaModelReadySensor(BaseSensorOperator):
     def poke(self, context: Context) -> PokeReturnValue:
         """Look once. Raises when the worker will not be ready."""
         now = time.time()
-        with no_retry_where_useless():
+        with fail_without_retry():
             handle = require_handle(self.worker)
             hook = ArcadiaHook(self.arcadia_conn_id)
             hook.leases.update(handle.lease, lambda held: held.renew(now))
@@ -117,7 +116,7 @@ class ArcadiaModelReadySensor(BaseSensorOperator):
 
     def _wait(self) -> dict[str, Any]:
         """Hold the slot and wait as the trigger does."""
-        with no_retry_where_useless():
+        with fail_without_retry():
             wait = model_wait(
                 ArcadiaHook(self.arcadia_conn_id),
                 require_handle(self.worker),

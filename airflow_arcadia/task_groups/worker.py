@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from airflow.sdk import TaskGroup
 
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID
+from airflow_arcadia.launchers.arcadia_worker.settings import ArcadiaWorkerOptions
+from airflow_arcadia.launchers.pod.settings import PodOptions
 from airflow_arcadia.lease import DEFAULT_DURATION_S
 from airflow_arcadia.operators.batch import ArcadiaBatchInferenceOperator, ArcadiaCheckBatchInputOperator
 from airflow_arcadia.operators.ray_cluster import ArcadiaProvisionRayClusterOperator
@@ -16,7 +19,20 @@ from airflow_arcadia.operators.worker import (
     ArcadiaReserveWorkerOperator,
     ArcadiaTeardownWorkerOperator,
 )
-from airflow_arcadia.sensors.worker import DEFAULT_STARTUP_TIMEOUT_S, ArcadiaModelReadySensor
+from airflow_arcadia.ray_cluster.kuberay.settings import KubeRayOptions
+from airflow_arcadia.sensors.worker import ArcadiaModelReadySensor
+from airflow_arcadia.validation import Count, Index, PositiveSeconds, parse
+from airflow_arcadia.worker import DEFAULT_STARTUP_TIMEOUT_S, EngineOptions
+
+
+@dataclass(frozen=True)
+class _GroupParameters:
+    """What the group itself needs when the DAG is parsed; the others its operators validate."""
+
+    num_workers: Count
+    startup_timeout: PositiveSeconds
+    poll_interval: PositiveSeconds
+    teardown_retries: Index
 
 
 class ArcadiaWorkerGroup(TaskGroup):
@@ -36,18 +52,24 @@ class ArcadiaWorkerGroup(TaskGroup):
     :param ray_cluster_spec: for a created cluster, see ``ArcadiaProvisionRayClusterOperator``.
     :param launcher: how the worker runs; by default a pod where the connection names a Kubernetes cluster,
         else a process of this machine.
-    :param pod: how the worker's pod is made, fields of
-        :class:`~airflow_arcadia.launchers.pod.settings.PodSettings`.
-    :param custom_resource: how Arcadia's Worker is made or taken online, fields of
-        :class:`~airflow_arcadia.launchers.arcadia_worker.settings.WorkerResourceSettings`.
-    :param startup_timeout: seconds the worker may take until the model is ready.
+    :param served_model_name: name clients use; by default the last part of ``model``.
+    :param engine: the engine's options, keys of :class:`~airflow_arcadia.worker.EngineOptions`, e.g.
+        ``{"max_num_seqs": 128, "max_model_len": 4096}``.
+    :param pod: how the worker's pod is made, keys of
+        :class:`~airflow_arcadia.launchers.pod.settings.PodOptions`; a created RayCluster defaults to its
+        image, model volume, tolerations and node selector.
+    :param custom_resource: how Arcadia's Worker is made or taken online, keys of
+        :class:`~airflow_arcadia.launchers.arcadia_worker.settings.ArcadiaWorkerOptions`.
+    :param port: port a process serves on; 0 takes a free one. A pod has its own in ``pod``.
+    :param additional_envs: Arcadia's ``additionalEnvs``: come last and win.
+    :param startup_timeout: seconds the worker may take until the model is ready; also what the kubelet gives
+        a pod's model to load.
     :param poll_interval: seconds between two looks at a starting worker.
     :param deferrable: wait for the model in the triggerer; None takes Airflow's default.
     :param check_inputs: False for inputs that a task inside the group makes.
     :param teardown_retries: how often a failed teardown is tried again by Airflow.
     :param lease_duration: seconds that a worker outlives the last renewal by Airflow, 15 s to 7 days.
     :param arcadia_conn_id: connection of type ``arcadia``.
-    :param worker_kwargs: further parameters of ``ArcadiaLaunchWorkerOperator``, e.g. ``max_num_seqs``.
     :param task_group_kwargs: further parameters of Airflow's ``TaskGroup``.
     """
 
@@ -60,10 +82,14 @@ class ArcadiaWorkerGroup(TaskGroup):
         num_workers: int = 1,
         ray_cluster: int | str = 0,
         create: str = "never",
-        ray_cluster_spec: Mapping[str, Any] | None = None,
+        ray_cluster_spec: KubeRayOptions | None = None,
+        served_model_name: str = "",
+        engine: EngineOptions | None = None,
         launcher: str | None = None,
-        pod: Mapping[str, Any] | None = None,
-        custom_resource: Mapping[str, Any] | None = None,
+        pod: PodOptions | None = None,
+        custom_resource: ArcadiaWorkerOptions | None = None,
+        port: int | str = 0,
+        additional_envs: Mapping[str, str] | None = None,
         startup_timeout: float = DEFAULT_STARTUP_TIMEOUT_S,
         poll_interval: float = 2.0,
         deferrable: bool | None = None,
@@ -71,9 +97,18 @@ class ArcadiaWorkerGroup(TaskGroup):
         teardown_retries: int = 2,
         lease_duration: float | str = DEFAULT_DURATION_S,
         arcadia_conn_id: str = DEFAULT_CONN_ID,
-        worker_kwargs: Mapping[str, Any] | None = None,
         **task_group_kwargs: Any,
     ) -> None:
+        parse(
+            _GroupParameters,
+            {
+                "num_workers": num_workers,
+                "startup_timeout": startup_timeout,
+                "poll_interval": poll_interval,
+                "teardown_retries": teardown_retries,
+            },
+            "",
+        )
         super().__init__(group_id=group_id, **task_group_kwargs)
         self.check_inputs = check_inputs
         common: dict[str, Any] = {"task_group": self, "dag": self.dag, "arcadia_conn_id": arcadia_conn_id}
@@ -90,6 +125,7 @@ class ArcadiaWorkerGroup(TaskGroup):
             model=model if isinstance(model, str) else None,  # a reference is no folder to look into
             create=create,
             ray_cluster_spec=ray_cluster_spec,
+            pod=pod,
             **common,
         )
         self.launches: list[ArcadiaLaunchWorkerOperator] = []
@@ -102,12 +138,16 @@ class ArcadiaWorkerGroup(TaskGroup):
                 model=model,
                 ray=self.provision.output,  # type: ignore[arg-type]  # an XComArg is rendered to its value
                 num_gpus=num_gpus,
+                served_model_name=served_model_name,
                 launcher=launcher,
+                engine=engine,
                 pod=pod,
                 custom_resource=custom_resource,
+                port=port,
                 index=index,
+                startup_timeout=startup_timeout,
+                additional_envs=additional_envs,
                 **common,
-                **(worker_kwargs or {}),
             )
             ready = ArcadiaModelReadySensor(
                 task_id=f"model_ready{suffix}",

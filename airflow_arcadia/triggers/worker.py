@@ -80,9 +80,9 @@ def model_wait(
     log: Any,
 ) -> Wait:
     """The wait for a model, told in the task's log: what it waits for, and the lines of a pod's own log."""
-    leases = hook.leases
+    leases, launcher = hook.leases, hook.launcher(handle.launcher)
     return Wait(
-        launcher=hook.launcher(handle.launcher),
+        launcher=launcher,
         handle=handle,
         api_key=hook.api_key,
         started_at=started_at,
@@ -90,6 +90,6 @@ def model_wait(
         poll_interval_s=poll_interval_s,
         keep_renewed=lambda: keep_renewed(leases, handle.lease, log),
         say=lambda text: log.info("%s", text),
-        # A process of this machine has its log in a file, which the launch names.
-        log_line=None if "log" in handle.where else lambda line: log.info("[%s] %s", handle.name, line),
+        # The launch has named the file already.
+        log_line=None if launcher.log_is_a_file else lambda line: log.info("[%s] %s", handle.name, line),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import sys
@@ -12,10 +11,10 @@ from typing import Any
 import pytest
 
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
-from airflow_arcadia.launchers.arcadia_worker.settings import WorkerResourceSettings
-from airflow_arcadia.launchers.pod.settings import PodSettings
+from airflow_arcadia.launchers.arcadia_worker.settings import ArcadiaWorkerOptions, WorkerResourceSettings
+from airflow_arcadia.launchers.pod.settings import PodOptions, PodSettings
 from airflow_arcadia.provider_info import get_provider_info
-from airflow_arcadia.ray_cluster.kuberay.settings import KubeRaySpec
+from airflow_arcadia.ray_cluster.kuberay.settings import KubeRayOptions, KubeRaySpec
 from tests.conftest import ROOT
 from tests.deploy.manifests import everything
 
@@ -35,19 +34,18 @@ def blocks(language: str, page: str = PAGE) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("title", "settings"),
+    ("title", "options", "settings"),
     [
-        ("The worker's pod", PodSettings),
-        ("A Ray cluster for the run", KubeRaySpec),
-        ("Arcadia's own workers", WorkerResourceSettings),
+        ("The worker's pod", PodOptions, PodSettings),
+        ("A Ray cluster for the run", KubeRayOptions, KubeRaySpec),
+        ("Arcadia's own workers", ArcadiaWorkerOptions, WorkerResourceSettings),
     ],
 )
-def test_the_table_has_every_field_and_its_default(title: str, settings: type[Any]):
+def test_the_table_has_every_option_and_its_default(title: str, options: type[Any], settings: type[Any]):
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", section(title), re.MULTILINE))
-    fields = {field.name: getattr(settings(), field.name) for field in dataclasses.fields(settings)}
-    assert list(rows) == list(fields)
+    assert list(rows) == [name for name in options.__annotations__ if name != "num_cpus"]
     for name, told in rows.items():
-        default = fields[name]
+        default = getattr(settings(), name)
         if isinstance(default, (bool, str)) and default:
             assert told == f"`{default}`", name
         elif isinstance(default, (int, float)) and not isinstance(default, bool):
@@ -61,7 +59,7 @@ def test_the_dag_can_be_loaded_and_its_settings_parsed(monkeypatch: pytest.Monke
     group = names["worker"]
     assert [task.task_id for task in group.dag.tasks if task.is_teardown] == ["qwen.teardown_worker"]
     assert PodSettings.parse(group.launches[0].pod).image == names["IMAGE"]
-    spec = KubeRaySpec.parse(group.provision.ray_cluster_spec)
+    spec = KubeRaySpec.parse(group.provision.spec_for(in_cluster=True))
     assert spec.nodes(2) == (1, 2)
     assert spec.model_volume == PodSettings.parse(group.launches[0].pod).model_volume
 
@@ -80,7 +78,7 @@ def test_the_connections_are_json_of_keys_that_the_hook_reads(monkeypatch: pytes
     for name, value in connections.items():
         monkeypatch.setenv(name, value)
     hook = ArcadiaHook()
-    assert hook.launcher_name(None) == "pod"
+    assert hook.launcher_type(None).name == "pod"
     assert hook.kubernetes.namespace == "arcadia"
     assert set(hook.secrets) == {"api-key", "ray-token", "hf-token"}
 

@@ -14,7 +14,7 @@ from airflow_arcadia.kubernetes.kinds import WORKER_LABEL
 from airflow_arcadia.kubernetes.pod_template import CACHE_PATH
 from airflow_arcadia.ray_cluster.kuberay.manifest import CLUSTER_LABEL
 from airflow_arcadia.ray_cluster.kuberay.settings import KubeRaySpec
-from airflow_arcadia.worker import DEFAULT_PORT, WorkerSpec
+from airflow_arcadia.worker import DEFAULT_PORT, PlacedWorker
 from tests.conftest import ROOT
 from tests.deploy.manifests import DEPLOY, NAMESPACE, documents, everything
 from tests.loopback_cluster.api.kinds import BUILT_IN, Kind
@@ -113,7 +113,7 @@ def test_the_ray_cluster_shares_memory_and_model_with_its_ranks():
 def test_the_workers_manifest_says_both_variables_and_its_limits():
     (worker,) = documents("worker.yaml")
     envs = {env["name"]: env["value"] for env in worker["spec"]["additionalEnvs"]}
-    spec = WorkerSpec.from_env(envs | {"FASTCHAT_MODEL_NAME_PATH": "/data/models/qwen-7b"})
+    spec = PlacedWorker.from_env(envs | {"FASTCHAT_MODEL_NAME_PATH": "/data/models/qwen-7b"})
     assert (spec.num_gpus, spec.ray_cluster_index) == (2, 0)
     assert worker["spec"]["type"] == "fastchat-vllm"
     assert worker["spec"]["resources"]["limits"]["nvidia.com/gpu"] == "1"

@@ -109,10 +109,6 @@ def launched(
     """A worker of its own lease; torn down at the end."""
     store = LeaseStore(root)
     name = store.reserve(Identity("tests", root.name, "worker"), time.time()).name
-    key_file = None
-    if api_key:
-        key_file = store.directory(name) / "api-key"
-        key_file.write_text(api_key)
     settings: dict[str, Any] = {
         "dtype": "float32",
         "max_model_len": 512,
@@ -127,11 +123,9 @@ def launched(
         num_gpus=2 if ray else 1,
         ray_address=ray.address if ray else None,
         ray_dashboard_url=ray.dashboard_url if ray else None,
-        api_key_file=str(key_file) if key_file else None,
-        lease_file=str(store.file(name)),
         **settings,
     )
-    launcher = ProcessLauncher(store, worker_python)
+    launcher = ProcessLauncher(store, worker_python, secrets={"api-key": api_key} if api_key else {})
     before = set(os.listdir("/dev/shm"))
     lease = store.read(name)
     assert lease is not None

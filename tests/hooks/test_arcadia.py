@@ -4,7 +4,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_arcadia.exceptions import ArcadiaConfigError, RayClusterError
-from airflow_arcadia.hooks.arcadia import ArcadiaHook, no_retry_where_useless
+from airflow_arcadia.hooks.arcadia import ArcadiaHook, fail_without_retry
 from tests.airflow_context import set_connection
 
 
@@ -30,7 +30,7 @@ def test_a_connection_that_does_not_exist_is_named():
 
 
 def test_only_what_a_retry_can_mend_is_retried():
-    with pytest.raises(RayClusterError), no_retry_where_useless():
+    with pytest.raises(RayClusterError), fail_without_retry():
         raise RayClusterError("a", what_to_do="b")
-    with pytest.raises(AirflowFailException, match=r"^a b$"), no_retry_where_useless():
+    with pytest.raises(AirflowFailException, match=r"^a b$"), fail_without_retry():
         raise ArcadiaConfigError("a", what_to_do="b")

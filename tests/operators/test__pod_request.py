@@ -33,7 +33,7 @@ def connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def sent(*, try_number: int = 1, **settings: Any) -> dict[str, Any]:
     """The request for a pod with these settings."""
     parsed = PodSettings.parse({"image": "worker:1", **settings})
-    placed = manifest.placed_spec(WorkerSpec(name="answer-1", model="m"), parsed, "ns", {})
+    placed = WorkerSpec(name="answer-1", model="m").at(manifest.placement("answer-1", parsed, "ns", {}))
     context: Any = make_context(try_number=try_number)
     request = pod_request(parsed, context, task_id="launch", kubernetes_conn_id="kubernetes_default")
     return request(manifest.pod(placed, LEASE, parsed, {}))

@@ -18,7 +18,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 
 from airflow_arcadia.batch.batch_api import RemoteBatches
-from airflow_arcadia.exceptions import BatchError
+from airflow_arcadia.exceptions import ArcadiaConfigError, BatchError
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.lease_store import LeaseError, LeaseStore
 from airflow_arcadia.operators.batch import (
@@ -146,9 +146,33 @@ async def test_segment_seconds_rendered_as_text_leave_the_batch_stoppable(
     assert len(engine.seen) < 300
 
 
-def test_an_option_that_does_not_exist_is_named(tmp_path: Path):
-    with pytest.raises(AirflowFailException, match="max_failed_row"):
-        check(tmp_path, b'{"prompt": "a"}\n', options={"max_failed_row": 1})
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"options": {"max_failed_row": 1}}, "Did you mean 'max_failed_rows'"),
+        ({"options": {"overwrite": "no idea", "limit": "{{ ds }}"}}, "options.overwrite is 'no idea'"),
+        ({"options": ["overwrite"]}, "options is a list, not a mapping"),
+        ({"run_in": "cloud"}, "run_in is 'cloud'"),
+    ],
+)
+def test_a_literal_that_is_not_valid_is_an_error_of_the_dag(wrong: dict[str, Any], said: str):
+    with pytest.raises(ArcadiaConfigError, match=said):
+        ArcadiaBatchInferenceOperator(task_id="answer", worker={}, input="i", output="o", **wrong)
+    if "options" in wrong:
+        batch = {"input": "i", "output": "o", **wrong}
+        with pytest.raises(ArcadiaConfigError, match=said):
+            ArcadiaCheckBatchInputOperator(task_id="check", batches=[batch])
+
+
+def test_a_template_that_renders_to_nonsense_fails_before_a_row_is_sent(tmp_path: Path):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    batch = {"input": str(tmp_path / "in.jsonl"), "output": str(tmp_path / "out.jsonl")}
+    operator = ArcadiaCheckBatchInputOperator(
+        task_id="check", batches=[{**batch, "options": {"overwrite": "{{ params.overwrite }}"}}]
+    )
+    operator.render_template_fields({"params": {"overwrite": "perhaps"}})
+    with pytest.raises(AirflowFailException, match=r"options\.overwrite is 'perhaps', not true or false"):
+        operator.execute(make_context())
 
 
 async def test_bad_rows_become_error_rows_and_duplicates_are_both_answered(worker: dict, tmp_path: Path):

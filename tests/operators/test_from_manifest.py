@@ -104,9 +104,9 @@ def test_parameters_win_over_the_manifest(tmp_path: Path):
             {"spec.additionalEnvs": [{"name": "HF_TOKEN", "value": "x"}]},
             "HF_TOKEN, which looks like a secret",
         ),
-        ({"spec.additionalEnvs": ["A=1"]}, r"additional_envs\[0\] is 'A=1', not a mapping"),
+        ({"spec.additionalEnvs": ["A=1"]}, r"spec\.additionalEnvs\[0\] is 'A=1', not a mapping"),
         ({"spec.model": {"kind": "Model"}}, r"spec\.model has no name"),
-        ({"spec.model": "qwen"}, r"spec\.model is a str, not a mapping"),
+        ({"spec.model": "qwen"}, r"spec\.model is 'qwen', not a mapping"),
     ],
 )
 def test_what_is_wrong_is_named_by_its_key(tmp_path: Path, change: dict[str, Any], said: str):

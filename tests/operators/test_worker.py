@@ -6,12 +6,15 @@ import json
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
+from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.lease import Lease, Owned
 from airflow_arcadia.lease_store import LeaseError, LeaseStore
+from airflow_arcadia.operators._launcher import LaunchRequest
 from airflow_arcadia.operators.worker import (
     ArcadiaLaunchWorkerOperator,
     ArcadiaReserveWorkerOperator,
@@ -47,11 +50,80 @@ def test_reserving_starts_nothing_and_a_retry_reserves_the_same(store: LeaseStor
     assert operator.execute(make_context(run_id="manual__2")) != name
 
 
-@pytest.mark.parametrize("num_gpus", ["two", "0", 0, -2, ""])
-def test_number_gpus_must_be_a_positive_whole_number(lease: Lease, num_gpus: object):
-    with pytest.raises(AirflowFailException, match="NUMBER_GPUS"):
-        launch(lease, num_gpus=num_gpus)
+LITERALS: list[tuple[dict[str, Any], str]] = [
+    ({"num_gpus": "two"}, "NUMBER_GPUS is 'two'"),
+    ({"num_gpus": 0}, "NUMBER_GPUS is 0"),
+    ({"num_gpus": -2}, "NUMBER_GPUS is -2"),
+    ({"num_gpus": ""}, "NUMBER_GPUS is ''"),
+    ({"port": 70000}, "port is 70000"),
+    ({"startup_timeout": 0}, "startup_timeout is 0. Set it to above 0"),
+    ({"engine": {"max_num_seqs": "many"}}, "engine.max_num_seqs is 'many', not a whole number"),
+    ({"engine": {"gpu_memory_utilization": 1.5}}, "engine.gpu_memory_utilization is 1.5"),
+    ({"engine": {"trust_remote_code": "perhaps"}}, "engine.trust_remote_code is 'perhaps'"),
+    ({"engine": {"drain_seconds": [30]}}, "engine.drain_seconds is a list, not a number"),
+    ({"engine": {"max_num_seq": 8}}, "Did you mean 'max_num_seqs'"),
+    ({"pod": {"image_pull_secrets": "regcred"}}, "pod.image_pull_secrets is 'regcred', not a list"),
+    ({"pod": {"imge": "worker:1"}}, "Did you mean 'image'"),
+    ({"pod": {"drain_seconds": "30"}}, "engine={'drain_seconds'"),
+    ({"pod": {"startup_timeout": 60}}, "Give startup_timeout to the group or the operator itself"),
+    ({"custom_resource": {"existing": "perhaps"}}, "custom_resource.existing is 'perhaps'"),
+    ({"additional_envs": "A=1"}, "additional_envs is 'A=1', not a mapping"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "said"), LITERALS)
+def test_a_literal_that_is_not_valid_is_an_error_of_the_dag(wrong: dict[str, Any], said: str):
+    with pytest.raises(ArcadiaConfigError) as error:
+        ArcadiaLaunchWorkerOperator(task_id="launch", lease="l", **{"model": "m", **wrong})
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"), [case for case in LITERALS if not {"pod", "custom_resource"} & case[0].keys()]
+)
+def test_what_a_template_renders_to_is_validated_before_anything_starts(
+    lease: Lease, wrong: dict[str, Any], said: str
+):
+    operator = ArcadiaLaunchWorkerOperator(task_id="launch", lease=lease.name, model="org/model")
+    for name, value in wrong.items():
+        setattr(operator, name, value)
+    with pytest.raises(AirflowFailException) as error:
+        operator.execute(make_context())
+    assert said in str(error.value)
     assert find_marked(lease.name) == []
+
+
+def test_values_rendered_as_text_reach_the_worker_typed(lease: Lease):
+    operator = ArcadiaLaunchWorkerOperator(
+        task_id="launch",
+        lease=lease.name,
+        model="{{ params.model }}",
+        num_gpus="{{ params.gpus }}",
+        port="{{ params.port }}",
+        startup_timeout="{{ params.timeout }}",
+        engine={
+            "max_num_seqs": "{{ params.seqs }}",
+            "max_model_len": "{{ params.len }}",
+            "gpu_memory_utilization": "{{ params.share }}",
+            "trust_remote_code": "{{ params.trust }}",
+            "drain_seconds": "{{ params.drain }}",
+            "system_args": "{{ params.args }}",
+        },
+    )
+    params = {"model": "org/m", "gpus": 2, "port": 0, "timeout": 60, "seqs": 8, "len": None, "share": 0.5}
+    params |= {"trust": False, "drain": 7, "args": "--seed 1"}
+    operator.render_template_fields({"params": params})  # type: ignore[arg-type]
+    request = LaunchRequest.of(operator)
+    spec = request.worker_spec(None, controller_address=None, drain_seconds=10.0)
+    assert (request.port, request.startup_timeout) == (0, 60.0)
+    assert (spec.model, spec.num_gpus, spec.max_num_seqs, spec.max_model_len) == ("org/m", 2, 8, None)
+    assert (spec.gpu_memory_utilization, spec.trust_remote_code, spec.drain_seconds) == (0.5, False, 7.0)
+    assert spec.system_args == ("--seed", "1")
+
+
+def test_an_engine_that_says_nothing_about_it_drains_as_its_launcher_does():
+    spec = LaunchRequest(lease="l", model="m").worker_spec(None, controller_address=None, drain_seconds=30.0)
+    assert spec.drain_seconds == 30.0
 
 
 def test_a_model_path_without_config_json_is_refused(lease: Lease, tmp_path: Path):
@@ -85,7 +157,6 @@ def test_a_port_that_is_taken_is_named_with_its_holder(lease: Lease):
     ("wrong", "said"),
     [
         ({"launcher": "ship"}, "no launcher 'ship'"),
-        ({"max_num_seqs": "many"}, "max_num_seqs"),
         ({"arcadia_conn_id": "nowhere"}, "no connection 'nowhere'"),
     ],
 )

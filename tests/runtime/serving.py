@@ -9,7 +9,7 @@ import uvicorn
 
 from airflow_arcadia.ports import free_port
 from airflow_arcadia.runtime.middleware import ArcadiaMiddleware
-from airflow_arcadia.worker import WorkerSpec
+from airflow_arcadia.worker import PlacedWorker
 from tests.batch.reading import until
 from tests.runtime.app import Served
 
@@ -18,10 +18,10 @@ from tests.runtime.app import Served
 async def worker(**settings: Any) -> AsyncIterator[tuple[str, Served]]:
     """URL of a server with the middleware, and the application below it.
 
-    :param settings: fields of its :class:`WorkerSpec`.
+    :param settings: fields of its :class:`PlacedWorker`.
     """
     served, port = Served(), free_port()
-    spec = WorkerSpec(**{"name": "w", "model": "tiny", "port": port, "host": "127.0.0.1", **settings})
+    spec = PlacedWorker(**{"name": "w", "model": "tiny", "port": port, "host": "127.0.0.1", **settings})
     served.app.add_middleware(ArcadiaMiddleware, spec=spec)
     config = uvicorn.Config(served.app, host="127.0.0.1", port=port, log_level="error", lifespan="on")
     server = uvicorn.Server(config)

@@ -11,7 +11,7 @@ import pytest
 from airflow_arcadia.processes import end, mark, spawn, worker_environment
 from airflow_arcadia.ray_dashboard import RayDashboard, RayNode
 from airflow_arcadia.runtime.ray_node import auth_environment, join_argv, local_node
-from airflow_arcadia.worker import WorkerSpec
+from airflow_arcadia.worker import PlacedWorker
 from tests.conftest import wait_for
 from tests.ray_cluster.real_ray import real_ray
 
@@ -54,8 +54,8 @@ def test_a_pod_joins_with_its_own_gpus_and_with_no_other(tmp_path: Path, worker_
             assert end(None, tmp_path.name, grace_s=0) == []
 
 
-def joining(address: str, own: int | None) -> WorkerSpec:
-    return WorkerSpec(name="w", model="m", num_gpus=2, ray_address=address, node_gpus=own)
+def joining(address: str, own: int | None) -> PlacedWorker:
+    return PlacedWorker(name="w", model="m", num_gpus=2, ray_address=address, node_gpus=own)
 
 
 def alive(dashboard: RayDashboard) -> int:

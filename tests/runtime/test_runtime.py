@@ -21,7 +21,7 @@ from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.processes import find_marked, mark
 from airflow_arcadia.readiness import likely_cause
 from airflow_arcadia.runtime.__main__ import HUNG, SERVER_ENDED, STOPPED, how_it_ended
-from airflow_arcadia.worker import WorkerSpec
+from airflow_arcadia.worker import PlacedWorker
 from tests.conftest import ROOT, wait_for
 
 STAND_IN = ROOT / "tests" / "runtime" / "stand_in"
@@ -83,7 +83,7 @@ def start(store: LeaseStore, lease: Lease, tmp_path: Path) -> Iterator[Any]:
 
     def begin(does: str = "serve", *, marked: bool = True, **spec: Any) -> Worker:
         settings = {"lease_file": str(store.file(lease.name)), **spec}
-        whole = WorkerSpec(name="w", model="m", port=1, **settings)
+        whole = PlacedWorker(name="w", model="m", port=1, **settings)
         env = os.environ | whole.to_env() | {"STAND_IN": does}
         env |= {"PYTHONPATH": f"{STAND_IN}:{ROOT}", "PYTHONUNBUFFERED": "1"}
         env |= mark(lease.name, "worker/w") if marked else {}

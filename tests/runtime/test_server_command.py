@@ -3,9 +3,9 @@
 import dataclasses
 
 from airflow_arcadia.runtime.server_command import MIDDLEWARE, server_argv, server_env
-from airflow_arcadia.worker import WorkerSpec
+from airflow_arcadia.worker import PlacedWorker
 
-ONE = WorkerSpec(name="w", model="/models/m", port=21002)
+ONE = PlacedWorker(name="w", model="/models/m", port=21002)
 TWO = dataclasses.replace(ONE, num_gpus=2, ray_address="head:6379", ray_token_file="/secrets/token")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -139,8 +140,9 @@ async def test_all_the_evidence_makes_it_ready_and_renews_the_lease(
     app.router.add_post("/{path:.*}", answer)
     async with TestServer(app) as server:
         url = str(server.make_url("")).rstrip("/")
-        spec = {"served_model_name": "m", "advertised_address": url, "controller_address": url}
+        spec = {"served_model_name": "m", "controller_address": url}
         handle = await asyncio.to_thread(launch, store, lease, worker_python, extra_args=(), **spec)
+        handle = replace(handle, url=url)
         event = await first_event(trigger(handle))
         poked = await asyncio.to_thread(sensor(handle, deferrable=False).execute, make_context())
     assert event == {"handle": handle.to_dict(), "failed": None}

@@ -24,6 +24,7 @@ from airflow_arcadia.launchers.arcadia_worker.settings import (
     INDEX,
     OFFLINE,
     WorkerResourceSettings,
+    is_arcadias_runner,
 )
 from airflow_arcadia.launchers.arcadia_worker.status import (
     CONTAINER,
@@ -37,7 +38,7 @@ from airflow_arcadia.launchers.arcadia_worker.status import (
 )
 from airflow_arcadia.lease import Lease, Owned
 from airflow_arcadia.readiness import ProcessObservation
-from airflow_arcadia.worker import RayConnection, WorkerHandle, WorkerSpec
+from airflow_arcadia.worker import PlacedWorker, RayConnection, WorkerHandle, WorkerSpec
 
 _LOOK_AGAIN_S = 2.0  # for what changes with time alone: a grace that is over
 _GONE_S = 90.0  # beyond our grace: the pod's own, which Arcadia leaves at 30 s, and the collection
@@ -55,6 +56,11 @@ class CustomResourceLauncher:
     """
 
     name = LAUNCHER
+    runs_as = "Arcadia's Worker"
+    on_this_machine = False
+    log_is_a_file = False
+    ends_with_lease = False
+    drain_seconds = 10.0
 
     def __init__(
         self,
@@ -67,14 +73,14 @@ class CustomResourceLauncher:
         self._settings = settings or WorkerResourceSettings()
 
     def launch(self, spec: WorkerSpec, lease: Lease, *, ray: RayConnection | None) -> WorkerHandle:
-        """Make the Worker or take it online, or find the one an earlier try did so with.
+        """Make the Worker or take it online, or find the one of an earlier attempt.
 
-        Returns once the API server has it. Raises :class:`ArcadiaConfigError` at the door, and what the API
-        server says against it.
+        Returns once the API server has it. Raises :class:`ArcadiaConfigError` for settings that do not fit,
+        and the API server's refusal.
         """
         settings, namespace = self._settings, self._api.namespace
         self._check(spec, ray)
-        placed = resource.placed_spec(spec, settings, namespace)
+        placed = resource.placed_worker(spec, settings, namespace)
         body = None if settings.existing else resource.worker(placed, lease, settings, namespace)
         name = settings.name or spec.name
         where: dict[str, Any] = {
@@ -88,8 +94,12 @@ class CustomResourceLauncher:
         item = Owned("worker", spec.name, self.name, where)
         held = self._leases.update(lease.name, lambda found: found.record(item))
         made = self._api.run(lambda session: self._make(session, placed, held, body))
-        if not ((made["spec"].get("runner") or {}).get("image")):
-            log.warning("Worker %s runs Arcadia's own image, which answers no batch: set its runner.", name)
+        if is_arcadias_runner((made["spec"].get("runner") or {}).get("image")):
+            log.warning(
+                "Worker %s runs Arcadia's own image, which cannot serve batch requests; set "
+                "custom_resource.runner.image.",
+                name,
+            )
         where["uid"] = made["metadata"]["uid"]
         if (since := offline_since(made)) is not None:
             where[OFFLINE_SINCE] = since
@@ -179,7 +189,9 @@ class CustomResourceLauncher:
                 what_to_do="Provision that one, or leave the index out.",
             )
 
-    async def _make(self, session: Session, placed: WorkerSpec, lease: Lease, body: Object | None) -> Object:
+    async def _make(
+        self, session: Session, placed: PlacedWorker, lease: Lease, body: Object | None
+    ) -> Object:
         settings = self._settings
         if body is not None and not settings.kept:
             return await make(session, WORKER, body, lease)

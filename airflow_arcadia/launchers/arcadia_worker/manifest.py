@@ -27,33 +27,41 @@ from airflow_arcadia.launchers.arcadia_worker.settings import (
     INDEX,
     SECRETS_INSTEAD,
     WorkerResourceSettings,
+    parse_index,
 )
 from airflow_arcadia.launchers.pod.settings import refuse_secrets
 from airflow_arcadia.lease import Lease
-from airflow_arcadia.worker import DEFAULT_PORT, WorkerSpec, parse_num_gpus
+from airflow_arcadia.worker import (
+    DEFAULT_PORT,
+    VARIABLES,
+    PlacedWorker,
+    Placement,
+    WorkerSpec,
+    parse_num_gpus,
+)
 
-_OF_THE_PLACE = {"ARCADIA_HOST", "ARCADIA_PORT", "ARCADIA_RAY_DASHBOARD", "ARCADIA_NODE_GPUS"}
+_OF_THE_PLACE = {VARIABLES[name] for name in ("host", "port", "ray_dashboard_url", "node_gpus")}
 _READ_BY_ARCADIA = ("GPU_MEMORY_UTILIZATION", "EXTRA_ARGS")
 
 
-def placed_spec(spec: WorkerSpec, settings: WorkerResourceSettings, namespace: str) -> WorkerSpec:
-    """The spec as it holds inside the Worker's pod, whose port is always Arcadia's."""
+def placed_worker(spec: WorkerSpec, settings: WorkerResourceSettings, namespace: str) -> PlacedWorker:
+    """The spec with its place inside the Worker's pod, whose port is always Arcadia's."""
     name = settings.name or spec.name
     url = settings.worker_url.format(service=f"{name}-worker", namespace=namespace, port=DEFAULT_PORT)
-    return replace(
-        spec,
-        host="0.0.0.0",  # noqa: S104 - the pod's own network
-        port=DEFAULT_PORT,
-        advertised_address=url,
-        node_gpus=own_gpus(settings.resources) if settings.resources and spec.uses_ray else None,
-        additional_envs=dict(spec.additional_envs),
+    return spec.at(
+        Placement(
+            host="0.0.0.0",  # noqa: S104 - the pod's own network
+            port=DEFAULT_PORT,
+            advertised_address=url,
+            node_gpus=own_gpus(settings.resources) if settings.resources and spec.uses_ray else None,
+        )
     )
 
 
-def worker(placed: WorkerSpec, lease: Lease, settings: WorkerResourceSettings, namespace: str) -> Object:
+def worker(placed: PlacedWorker, lease: Lease, settings: WorkerResourceSettings, namespace: str) -> Object:
     """The Worker. Raises :class:`ArcadiaConfigError` for what Arcadia could not run.
 
-    :param placed: what :func:`placed_spec` returned.
+    :param placed: what :func:`placed_worker` returned.
     """
     limits = settings.resources.get("limits")
     if not isinstance(limits, Mapping) or not limits:
@@ -93,7 +101,7 @@ def model_reference(spec: WorkerSpec, settings: WorkerResourceSettings, namespac
     return {"apiGroup": WORKER.group, "kind": "Model", "name": spec.model, "namespace": namespace}
 
 
-def variables(placed: WorkerSpec, settings: WorkerResourceSettings) -> list[Object]:
+def variables(placed: PlacedWorker, settings: WorkerResourceSettings) -> list[Object]:
     """``additionalEnvs``: the GPUs and the Ray cluster always, then the engine's, then the user's."""
     refuse_secrets(placed.additional_envs, SECRETS_INSTEAD)
     found: dict[str, Object] = {}
@@ -114,16 +122,13 @@ def ray_cluster_index(spec: WorkerSpec, settings: WorkerResourceSettings) -> int
     asked: object = spec.additional_envs.get(INDEX, settings.ray_cluster_index)
     if asked is None or not str(asked).strip():
         return spec.ray_cluster_index
-    text = str(asked).strip()
-    if isinstance(asked, bool) or not text.isdecimal():
-        raise ArcadiaConfigError(f"{INDEX} is {asked!r}.", what_to_do="Set it to a whole number, 0 or more.")
-    return int(text)
+    return parse_index(asked)
 
 
-def _engine(placed: WorkerSpec, settings: WorkerResourceSettings) -> dict[str, str]:
+def _engine(placed: PlacedWorker, settings: WorkerResourceSettings) -> dict[str, str]:
     """What the engine was asked for and Arcadia does not say itself."""
     asked = replace(placed, additional_envs={}).to_env()
-    usual = WorkerSpec(name=placed.name, model=placed.model).to_env()
+    usual = WorkerSpec(name=placed.name, model=placed.model).at(Placement()).to_env()
     wanted = {key: value for key, value in asked.items() if usual.get(key) != value}
     common = {key: value for key, value in wanted.items() if key in _READ_BY_ARCADIA}
     ours = {key: value for key, value in wanted.items() if key.startswith("ARCADIA_")}

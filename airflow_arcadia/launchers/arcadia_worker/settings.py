@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypedDict
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.launchers.pod.settings import (
@@ -12,7 +12,7 @@ from airflow_arcadia.launchers.pod.settings import (
     check_worker_url,
     refuse_secrets,
 )
-from airflow_arcadia.validation import Index, Seconds, parse
+from airflow_arcadia.validation import Index, Seconds, check_literals, parse
 
 VLLM = "fastchat-vllm"
 """The one type that Arcadia runs over Ray, and the one whose protocol our image speaks."""
@@ -20,6 +20,7 @@ DELETE, OFFLINE = "delete", "offline"
 GPUS, INDEX = "NUMBER_GPUS", "RAY_CLUSTER_INDEX"
 _OF_THE_RUN = ("name", "namespace", "existing", "teardown", "worker_url", "unschedulable_grace")
 """Settings that say how a Worker is used; the others say how it is made."""
+_ARCADIAS_RUNNERS = ("arcadia-fastchat-worker", "arcadia-fastchat")
 SECRETS_INSTEAD = "name a Secret by valueFrom in custom_resource's additional_envs"
 
 
@@ -96,9 +97,17 @@ class WorkerResourceSettings:
         )
 
     @classmethod
-    def parse(cls, raw: Mapping[str, Any] | None) -> WorkerResourceSettings:
-        """Settings from ``custom_resource``. Raises :class:`ArcadiaConfigError` naming the key at fault."""
+    def parse(cls, raw: object) -> WorkerResourceSettings:
+        """Settings from ``custom_resource``, a mapping with keys of :class:`ArcadiaWorkerOptions`.
+
+        Raises :class:`ArcadiaConfigError` naming the key at fault.
+        """
         return parse(cls, raw, "custom_resource")
+
+    @classmethod
+    def check_literals(cls, raw: object) -> None:
+        """Check what is known when the DAG is parsed. Raises as :meth:`parse`."""
+        check_literals(cls, raw, "custom_resource")
 
     @property
     def kept(self) -> bool:
@@ -107,8 +116,52 @@ class WorkerResourceSettings:
 
     @property
     def own_image(self) -> bool:
-        """Whether an image is named for the runner: Arcadia's own knows Arcadia's variables only."""
-        return bool((self.runner or {}).get("image"))
+        """Whether the runner is an image of ours: Arcadia's own knows Arcadia's variables only."""
+        return not is_arcadias_runner((self.runner or {}).get("image"))
+
+
+class ArcadiaWorkerOptions(TypedDict, total=False):
+    """Keys of ``custom_resource``, with the meaning of :class:`WorkerResourceSettings`' fields.
+
+    Every value may be a template; text becomes the declared type.
+    """
+
+    name: str | None
+    namespace: str | None
+    existing: bool | str
+    teardown: str | None
+    type: str
+    model: Mapping[str, Any] | str | None
+    ray_cluster_index: int | str | None
+    resources: Mapping[str, Any] | str
+    match_expressions: Sequence[Mapping[str, Any]] | str
+    additional_envs: Sequence[Mapping[str, Any]] | str
+    storage: Mapping[str, Any] | str | None
+    loader: Mapping[str, Any] | str | None
+    runner: Mapping[str, Any] | str | None
+    creator: str | None
+    display_name: str | None
+    description: str | None
+    labels: Mapping[str, str] | str
+    annotations: Mapping[str, str] | str
+    worker_url: str
+    unschedulable_grace: float | str
+
+
+def is_arcadias_runner(image: object) -> bool:
+    """Whether that runner image, or none, means Arcadia's own, wherever it is mirrored."""
+    repository = str(image or "").partition("@")[0].rpartition("/")[2].partition(":")[0]
+    return repository in {"", *_ARCADIAS_RUNNERS}
+
+
+def parse_index(value: object) -> int:
+    """``RAY_CLUSTER_INDEX`` as a whole number. Raises :class:`ArcadiaConfigError` for anything else."""
+    text = str(value).strip()
+    if isinstance(value, bool) or not text.isdecimal():
+        raise ArcadiaConfigError(
+            f"{INDEX} is {value!r}.", what_to_do="Set it to a whole number, 0 or more: Arcadia would take 0."
+        )
+    return int(text)
 
 
 def _check_use(settings: WorkerResourceSettings) -> None:

@@ -20,7 +20,7 @@ from airflow_arcadia.launchers.pod import manifest
 from airflow_arcadia.launchers.pod.settings import PodSettings, refuse_secrets
 from airflow_arcadia.lease import Lease, Owned
 from airflow_arcadia.readiness import ProcessObservation
-from airflow_arcadia.worker import RayConnection, WorkerHandle, WorkerSpec
+from airflow_arcadia.worker import PlacedWorker, RayConnection, WorkerHandle, WorkerSpec
 
 _LOOK_AGAIN_S = 2.0  # for what changes with time alone: a grace that is over
 _GONE_S = 60.0  # beyond the pod's grace
@@ -38,6 +38,11 @@ class PodLauncher:
     """
 
     name = "pod"
+    runs_as = "a pod"
+    on_this_machine = False
+    log_is_a_file = False
+    ends_with_lease = True
+    drain_seconds = 30.0
 
     def __init__(
         self,
@@ -45,18 +50,18 @@ class PodLauncher:
         leases: KubernetesLeases,
         settings: PodSettings | None = None,
         secrets: Mapping[str, str] | None = None,
-        request: Callable[[Object], Object] = lambda pod: pod,
+        request: Callable[[Object], Object] | None = None,
     ) -> None:
         self._api = api
         self._leases = leases
         self._settings = settings or PodSettings()
         self._secrets = secrets or {}
-        self._request = request
+        self._request = request or (lambda pod: pod)
 
     def launch(self, spec: WorkerSpec, lease: Lease, *, ray: RayConnection | None) -> WorkerHandle:
-        """Make the worker's objects, or find those an earlier try made; does not wait for the pod to run.
+        """Make the worker's objects, or find those an earlier attempt made; does not wait for the pod to run.
 
-        Raises :class:`ArcadiaConfigError` at the door, and what the API server says against it.
+        Raises :class:`ArcadiaConfigError` for settings that do not fit, and the API server's refusal.
         """
         if spec.uses_ray and not spec.ray_address:
             raise ArcadiaConfigError(
@@ -66,7 +71,8 @@ class PodLauncher:
         if not (self._settings.full_pod_spec or self._settings.pod_template_dict):
             self._settings.require_image()
         refuse_secrets(spec.additional_envs)
-        placed = manifest.placed_spec(spec, self._settings, self._api.namespace, self._secrets)
+        placement = manifest.placement(spec.name, self._settings, self._api.namespace, self._secrets)
+        placed = spec.at(placement)
         pod = self._request(manifest.pod(placed, lease, self._settings, self._secrets))
         if placed.uses_ray:
             pod = manifest.with_own_gpus(pod)  # as sent: an overlay may have given it some
@@ -140,7 +146,7 @@ class PodLauncher:
         """Delete the worker's objects and wait until they are gone; returns those that are not."""
         return self._api.run(lambda session: self._stop(session, where, grace_s))
 
-    async def _make(self, session: Session, placed: WorkerSpec, lease: Lease, pod: Object) -> Object:
+    async def _make(self, session: Session, placed: PlacedWorker, lease: Lease, pod: Object) -> Object:
         if self._secrets:
             secret = manifest.secret(placed, lease, self._settings, self._secrets)
             await make(session, SECRET, secret, lease)

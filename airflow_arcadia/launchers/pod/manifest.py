@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from airflow_arcadia.kubernetes.kinds import (
@@ -31,10 +30,9 @@ from airflow_arcadia.kubernetes.pod_template import (
 from airflow_arcadia.launchers.pod.settings import PodSettings
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.ray_cluster.jobs import job_environment
-from airflow_arcadia.worker import WorkerSpec
+from airflow_arcadia.worker import NODE_GPUS, PlacedWorker, Placement
 
 CONTAINER = "worker"
-OWN_GPUS = "ARCADIA_NODE_GPUS"
 _QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _STARTUP_PERIOD_S = 1  # the Service leads to the pod within a second of its first generation
 _PROBE_PERIOD_S = 10
@@ -47,27 +45,22 @@ def object_name(worker: str) -> str:
     return f"{worker}-worker"
 
 
-def placed_spec(
-    spec: WorkerSpec, settings: PodSettings, namespace: str, secrets: Mapping[str, str]
-) -> WorkerSpec:
-    """The spec as it holds inside the pod: where it listens, where its secrets are files.
+def placement(worker: str, settings: PodSettings, namespace: str, secrets: Mapping[str, str]) -> Placement:
+    """Where the worker of that name listens inside its pod, and where its secrets are files.
 
     :param secrets: the Secret's data by key; only which keys there are matters here.
     """
-    url = settings.worker_url.format(service=object_name(spec.name), namespace=namespace, port=settings.port)
-    return replace(
-        spec,
+    url = settings.worker_url.format(service=object_name(worker), namespace=namespace, port=settings.port)
+    return Placement(
         host=settings.host,
         port=settings.port,
         advertised_address=url,
-        drain_seconds=settings.drain_seconds,
         api_key_file=f"{SECRETS_PATH}/{API_KEY}" if API_KEY in secrets else None,
         ray_token_file=f"{SECRETS_PATH}/{RAY_TOKEN}" if RAY_TOKEN in secrets else None,
-        lease_file=None,
     )
 
 
-def metadata(spec: WorkerSpec, lease: Lease, settings: PodSettings) -> Object:
+def metadata(spec: PlacedWorker, lease: Lease, settings: PodSettings) -> Object:
     """Name, labels and owner that all objects of the worker share."""
     name = object_name(spec.name)
     labels = dict(settings.labels) | labels_of_lease(lease.name)
@@ -78,7 +71,7 @@ def metadata(spec: WorkerSpec, lease: Lease, settings: PodSettings) -> Object:
     }
 
 
-def secret(spec: WorkerSpec, lease: Lease, settings: PodSettings, secrets: Mapping[str, str]) -> Object:
+def secret(spec: PlacedWorker, lease: Lease, settings: PodSettings, secrets: Mapping[str, str]) -> Object:
     """The Secret with what the worker may know and nobody else may read."""
     return {
         "apiVersion": "v1",
@@ -89,7 +82,7 @@ def secret(spec: WorkerSpec, lease: Lease, settings: PodSettings, secrets: Mappi
     }
 
 
-def service(spec: WorkerSpec, lease: Lease, settings: PodSettings) -> Object:
+def service(spec: PlacedWorker, lease: Lease, settings: PodSettings) -> Object:
     """The Service at which the worker is found, by Arcadia's name and port."""
     return {
         "apiVersion": "v1",
@@ -102,8 +95,8 @@ def service(spec: WorkerSpec, lease: Lease, settings: PodSettings) -> Object:
     }
 
 
-def pod(spec: WorkerSpec, lease: Lease, settings: PodSettings, secrets: Mapping[str, str]) -> Object:
-    """The pod. ``spec`` is the one of :func:`placed_spec`."""
+def pod(spec: PlacedWorker, lease: Lease, settings: PodSettings, secrets: Mapping[str, str]) -> Object:
+    """The pod. ``spec`` has the placement of :func:`placement`."""
     meta = metadata(spec, lease, settings)
     meta["annotations"] = dict(settings.annotations)
     if settings.queue_name:
@@ -133,13 +126,13 @@ def pod(spec: WorkerSpec, lease: Lease, settings: PodSettings, secrets: Mapping[
 def with_own_gpus(pod: Object) -> Object:
     """The pod as it will be sent, whose worker is told how many GPUs its container is given."""
     worker = next((c for c in pod["spec"]["containers"] if c["name"] == CONTAINER), None)
-    if worker is not None and not any(item["name"] == OWN_GPUS for item in worker.get("env") or ()):
+    if worker is not None and not any(item["name"] == NODE_GPUS for item in worker.get("env") or ()):
         gpus = own_gpus(worker.get("resources") or {})
-        worker["env"] = [*(worker.get("env") or ()), {"name": OWN_GPUS, "value": str(gpus)}]
+        worker["env"] = [*(worker.get("env") or ()), {"name": NODE_GPUS, "value": str(gpus)}]
     return pod
 
 
-def _container(spec: WorkerSpec, lease: Lease, settings: PodSettings, secrets: Mapping[str, str]) -> Object:
+def _container(spec: PlacedWorker, lease: Lease, settings: PodSettings, secrets: Mapping[str, str]) -> Object:
     health = {"path": "/health", "port": "http"}
     attempts = max(1, math.ceil(settings.startup_timeout / _STARTUP_PERIOD_S))
     found: Object = {
@@ -173,7 +166,7 @@ def _probe(get: Object, period_s: int, *, timeout_s: int, failures: int) -> Obje
     }
 
 
-def _environment(spec: WorkerSpec, lease: Lease, secrets: Mapping[str, str]) -> list[Object]:
+def _environment(spec: PlacedWorker, lease: Lease, secrets: Mapping[str, str]) -> list[Object]:
     plain = CACHES | job_environment(lease.name)
     if HF_TOKEN in secrets:
         plain["HF_TOKEN_PATH"] = f"{SECRETS_PATH}/{HF_TOKEN}"

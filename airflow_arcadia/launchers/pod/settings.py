@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
-from airflow_arcadia.validation import Count, Port, PositiveSeconds, Seconds, parse
+from airflow_arcadia.validation import Count, Port, PositiveSeconds, Seconds, check_literals, parse
 from airflow_arcadia.worker import DEFAULT_PORT
 
 DEFAULT_WORKER_URL = "http://{service}.{namespace}.svc:{port}"
@@ -34,8 +34,8 @@ class PodSettings:
     :param match_expressions: Arcadia's: required node affinity.
     :param queue_name: Kueue LocalQueue the pod waits in.
     :param active_deadline_seconds: after which the cluster ends the pod whatever Airflow does; None: never.
-    :param startup_timeout: seconds the model may take to load before the kubelet gives the worker up.
-    :param drain_seconds: grace for running requests when the pod is deleted.
+    :param startup_timeout: seconds the model may take to load before the kubelet ends the pod; not a key of
+        ``pod``, but the operator's own parameter.
     :param run_as_user: numeric user of the processes; never 0 unless an overlay says so.
     :param host: address the server binds inside the pod.
     :param worker_url: URL at which Airflow and the controller reach the worker, with the fields
@@ -66,7 +66,6 @@ class PodSettings:
     annotations: Mapping[str, str] = field(default_factory=dict)
     active_deadline_seconds: Count | None = 24 * 3600
     startup_timeout: PositiveSeconds = 1800.0
-    drain_seconds: Seconds = 30.0
     run_as_user: Count = 1000
     host: str = "0.0.0.0"  # noqa: S104 - the pod's own network; its Service and NetworkPolicies guard it
     port: Port = DEFAULT_PORT
@@ -88,9 +87,21 @@ class PodSettings:
         check_worker_url(self.worker_url)
 
     @classmethod
-    def parse(cls, raw: Mapping[str, Any] | None) -> PodSettings:
-        """Settings from the parameter ``pod``. Raises :class:`ArcadiaConfigError` naming the key at fault."""
-        return parse(cls, raw, "pod")
+    def parse(cls, raw: object, **fields: Any) -> PodSettings:
+        """Settings from the parameter ``pod``, a mapping with keys of :class:`PodOptions`.
+
+        :param fields: further fields.
+
+        Raises :class:`ArcadiaConfigError` naming the key at fault.
+        """
+        _refuse_moved(raw)
+        return parse(cls, raw, "pod", names=_KEYS, **fields)
+
+    @classmethod
+    def check_literals(cls, raw: object) -> None:
+        """Check what is known when the DAG is parsed. Raises as :meth:`parse`."""
+        _refuse_moved(raw)
+        check_literals(cls, raw, "pod", names=_KEYS)
 
     def require_image(self) -> None:
         """Raise :class:`ArcadiaConfigError` when there is no image to run."""
@@ -99,6 +110,54 @@ class PodSettings:
                 "The worker's pod has no image.",
                 what_to_do="Set pod={'image': …} to one built from docker/Dockerfile.worker.",
             )
+
+
+class PodOptions(TypedDict, total=False):
+    """Keys of the parameter ``pod``, with the meaning of :class:`PodSettings`' fields.
+
+    Every value may be a template; text becomes the declared type.
+    """
+
+    image: str
+    image_pull_policy: str | None
+    image_pull_secrets: Sequence[str] | str
+    resources: Mapping[str, Any] | str
+    shm_size: str
+    model_volume: Mapping[str, Any] | str | None
+    model_mount_path: str
+    loader: Mapping[str, Any] | str | None
+    node_selector: Mapping[str, str] | str
+    tolerations: Sequence[Mapping[str, Any]] | str
+    affinity: Mapping[str, Any] | str
+    match_expressions: Sequence[Mapping[str, Any]] | str
+    service_account_name: str | None
+    automount_service_account_token: bool | str
+    priority_class_name: str | None
+    queue_name: str | None
+    labels: Mapping[str, str] | str
+    annotations: Mapping[str, str] | str
+    active_deadline_seconds: int | str | None
+    run_as_user: int | str
+    host: str
+    port: int | str
+    worker_url: str
+    unschedulable_grace: float | str
+    pod_template_dict: Mapping[str, Any] | str | None
+    full_pod_spec: Mapping[str, Any] | str | None
+
+
+_KEYS = {name: name for name in PodOptions.__annotations__}
+_MOVED = {
+    "startup_timeout": "Give startup_timeout to the group or the operator itself.",
+    "drain_seconds": "Give it as engine={'drain_seconds': …}.",
+}
+"""What a pod has, but is not said in ``pod``: it holds for every launcher."""
+
+
+def _refuse_moved(raw: object) -> None:
+    for key, what_to_do in _MOVED.items():
+        if isinstance(raw, Mapping) and key in raw:
+            raise ArcadiaConfigError(f"pod has the unknown key {key!r}.", what_to_do=what_to_do)
 
 
 def check_worker_url(url: str) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from airflow_arcadia.config import DASHBOARD_PORT, GCS_PORT
 from airflow_arcadia.exceptions import ArcadiaConfigError
-from airflow_arcadia.validation import Count, Port, PositiveSeconds, Seconds, parse
+from airflow_arcadia.validation import Count, Port, PositiveSeconds, Seconds, Variables, parse
 from airflow_arcadia.worker import parse_num_gpus
 
 
@@ -50,13 +50,16 @@ class KubeRaySpec:
     run_as_user: Count = 1000
     port: Port = GCS_PORT
     dashboard_port: Port = DASHBOARD_PORT
-    ray_start_params: Mapping[str, str] = field(default_factory=dict)
+    ray_start_params: Variables = field(default_factory=dict)
     startup_timeout: PositiveSeconds = 900.0
     unschedulable_grace: Seconds = 0.0
 
     @classmethod
-    def parse(cls, raw: Mapping[str, Any] | None) -> KubeRaySpec:
-        """The specification from a mapping. Raises :class:`ArcadiaConfigError` naming the key at fault."""
+    def parse(cls, raw: object) -> KubeRaySpec:
+        """The specification from ``ray_cluster_spec``, a mapping with keys of :class:`KubeRayOptions`.
+
+        Raises :class:`ArcadiaConfigError` naming the key at fault.
+        """
         return parse(cls, raw, "ray_cluster_spec")
 
     def require_image(self) -> None:
@@ -80,3 +83,34 @@ class KubeRaySpec:
                 what_to_do="Make num_gpus a multiple of gpus_per_node.",
             )
         return total // each, each
+
+
+class KubeRayOptions(TypedDict, total=False):
+    """Keys of ``ray_cluster_spec``, with the meaning of :class:`KubeRaySpec`'s fields.
+
+    Every value may be a template; text becomes the declared type. A local head takes ``num_gpus`` and
+    ``num_cpus`` alone.
+    """
+
+    image: str
+    image_pull_policy: str | None
+    image_pull_secrets: Sequence[str] | str
+    num_gpus: int | str | None
+    num_cpus: int | str | None
+    gpus_per_node: int | str | None
+    ray_version: str | None
+    resources: Mapping[str, Any] | str
+    head_resources: Mapping[str, Any] | str
+    shm_size: str
+    model_volume: Mapping[str, Any] | str | None
+    model_mount_path: str
+    node_selector: Mapping[str, str] | str
+    tolerations: Sequence[Mapping[str, Any]] | str
+    service_account_name: str | None
+    priority_class_name: str | None
+    run_as_user: int | str
+    port: int | str
+    dashboard_port: int | str
+    ray_start_params: Mapping[str, str] | str
+    startup_timeout: float | str
+    unschedulable_grace: float | str

@@ -10,7 +10,7 @@ import pytest
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.kubernetes.pod_status import PodSeen
-from airflow_arcadia.launchers.arcadia_worker.manifest import check_fits, gpus_of, placed_spec, worker
+from airflow_arcadia.launchers.arcadia_worker.manifest import check_fits, gpus_of, placed_worker, worker
 from airflow_arcadia.launchers.arcadia_worker.settings import WorkerResourceSettings
 from airflow_arcadia.launchers.arcadia_worker.status import WorkerSeen, newest, observe_worker
 from airflow_arcadia.lease import Identity, Lease
@@ -24,7 +24,7 @@ WHERE = {"worker": "w", "uid": "u", "container": "runner"}
 
 def made(spec: WorkerSpec = SPEC, **settings: Any) -> dict[str, Any]:
     parsed = WorkerResourceSettings.parse({"resources": LIMITS, **settings})
-    return worker(placed_spec(spec, parsed, "ns"), LEASE, parsed, "ns")
+    return worker(placed_worker(spec, parsed, "ns"), LEASE, parsed, "ns")
 
 
 def envs(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.launchers.pod import manifest
 from airflow_arcadia.launchers.pod.settings import PodSettings, refuse_secrets
 from airflow_arcadia.lease import MAX_NAME, Identity, Lease
-from airflow_arcadia.worker import WorkerSpec
+from airflow_arcadia.worker import Placement, WorkerSpec
 
 LEASE = Lease("answer-1", Identity("d", "r", "answer"), 0.0, 0.0, uid="u-1")
 SECRETS = {"api-key": "the-key", "hf-token": "the-token", "ray-token": "the-ray-token"}
@@ -21,9 +21,10 @@ SECRETS = {"api-key": "the-key", "hf-token": "the-token", "ray-token": "the-ray-
 def made(
     secrets: dict[str, str] | None = None, spec: dict[str, Any] | None = None, **settings: Any
 ) -> dict[str, Any]:
-    parsed = PodSettings.parse({"image": "worker:1", **settings})
+    startup_timeout = settings.pop("startup_timeout", 1800.0)
+    parsed = PodSettings.parse({"image": "worker:1", **settings}, startup_timeout=startup_timeout)
     worker = WorkerSpec(name="answer-1", model="/data/models/m", **(spec or {}))
-    placed = manifest.placed_spec(worker, parsed, "ns", secrets or {})
+    placed = worker.at(manifest.placement(worker.name, parsed, "ns", secrets or {}))
     return manifest.pod(placed, LEASE, parsed, secrets or {})
 
 
@@ -70,7 +71,9 @@ def test_nothing_secret_is_in_the_manifest_but_the_paths_of_files():
     assert env(pod)["ARCADIA_API_KEY_FILE"] == "/etc/arcadia/api-key"
     assert env(pod)["RAY_AUTH_TOKEN_PATH"] == "/etc/arcadia/ray-token"
     assert env(pod)["HF_TOKEN_PATH"] == "/etc/arcadia/hf-token"
-    secret = manifest.secret(WorkerSpec(name="answer-1", model="m"), LEASE, PodSettings(), SECRETS)
+    secret = manifest.secret(
+        WorkerSpec(name="answer-1", model="m").at(Placement()), LEASE, PodSettings(), SECRETS
+    )
     assert base64.b64decode(secret["data"]["api-key"]) == b"the-key"
     assert not [v for v in made()["spec"]["volumes"] if "secret" in v]
 
@@ -87,7 +90,7 @@ def test_it_may_do_no_more_than_it_must():
 
 
 def test_probes_give_a_loading_model_its_time_and_the_end_its_drain():
-    pod = made(startup_timeout=1234, drain_seconds=45.5)
+    pod = made(startup_timeout=1234, spec={"drain_seconds": 45.5})
     probe = container(pod)["startupProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] == 1234
     assert probe["periodSeconds"] == 1, "every second that a loaded model is not asked, the run waits"
@@ -162,13 +165,13 @@ def test_everything_has_arcadias_labels_the_leases_and_its_owner():
 
 def test_the_service_has_arcadias_name_and_port():
     worker = WorkerSpec(name="answer-1", model="m")
-    service = manifest.service(worker, LEASE, PodSettings())
+    placement = manifest.placement(worker.name, PodSettings(), "ns", {})
+    service = manifest.service(worker.at(placement), LEASE, PodSettings())
     assert service["metadata"]["name"] == "answer-1-worker"
     assert service["spec"]["ports"] == [
         {"name": "http", "port": 21002, "targetPort": "http", "protocol": "TCP"}
     ]
-    placed = manifest.placed_spec(worker, PodSettings(), "ns", {})
-    assert placed.url == "http://answer-1-worker.ns.svc:21002"
+    assert placement.url == "http://answer-1-worker.ns.svc:21002"
 
 
 def test_the_longest_name_is_still_a_dns_label():

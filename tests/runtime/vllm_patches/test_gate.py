@@ -5,7 +5,7 @@ import pytest
 from airflow_arcadia.runtime.server_command import server_env
 from airflow_arcadia.runtime.vllm_patches import gate
 from airflow_arcadia.runtime.vllm_patches.gate import NotNeeded, apply, in_worker, refusal
-from airflow_arcadia.worker import WorkerSpec
+from airflow_arcadia.worker import PlacedWorker
 
 TESTED = ("0.32",)
 
@@ -65,6 +65,6 @@ def test_an_unknown_vllm_is_not_touched(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_every_launchers_server_carries_the_mark():
-    spec = WorkerSpec(name="w", model="m", port=1)
+    spec = PlacedWorker(name="w", model="m", port=1)
     assert not in_worker({})
     assert in_worker(server_env(spec, spec.to_env(), None))
