@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import pytest
 
 from airflow_arcadia.batch import BatchSpec
+from airflow_arcadia.batch.spec import BatchOptions
 from airflow_arcadia.exceptions import ArcadiaConfigError
-from airflow_arcadia.launchers.arcadia_worker.settings import WorkerResourceSettings
-from airflow_arcadia.launchers.pod.settings import PodSettings
+from airflow_arcadia.launchers.arcadia_worker.settings import ArcadiaWorkerOptions, WorkerResourceSettings
+from airflow_arcadia.launchers.pod.settings import PodOptions, PodSettings
 from airflow_arcadia.operators._launcher import LaunchRequest
-from airflow_arcadia.ray_cluster.kuberay.settings import KubeRaySpec
+from airflow_arcadia.ray_cluster.kuberay.settings import KubeRayOptions, KubeRaySpec
 from airflow_arcadia.validation import (
     Count,
     PositiveSeconds,
@@ -169,6 +170,23 @@ ENGINE = ("engine", read_engine)
 POD = ("pod", PodSettings.parse)
 WORKER = ("custom_resource", WorkerResourceSettings.parse)
 KUBERAY = ("ray_cluster_spec", KubeRaySpec.parse)
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "elsewhere"),
+    [
+        (BatchOptions, BatchSpec, {"input", "output", "model", "parameters"}),
+        (PodOptions, PodSettings, {"startup_timeout"}),
+        (ArcadiaWorkerOptions, WorkerResourceSettings, set()),
+        (KubeRayOptions, KubeRaySpec, set()),
+    ],
+)
+def test_the_typed_options_are_the_fields_that_are_validated(
+    options: type[Any], settings: type[Any], elsewhere: set[str]
+):
+    local_head_only = {"num_cpus"}
+    expected = [f.name for f in fields(settings) if f.name not in elsewhere]
+    assert [name for name in options.__annotations__ if name not in local_head_only] == expected
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ class BatchSpec:
     prompt_column: str | None = None
     prompt_template: str | None = None
     prompt_as: Literal["completion", "chat"] = "completion"
-    columns_as_parameters: Sequence[str] = ()
+    columns_as_parameters: tuple[str, ...] = ()
     input_format: Literal["jsonl", "csv", "parquet"] | None = None
     ordering: Literal["prefix", "input"] = "prefix"
 
@@ -176,6 +176,7 @@ class BatchOptions(TypedDict, total=False):
     prompt_column: str | None
     prompt_template: str | None
     prompt_as: str
+    columns_as_parameters: Sequence[str] | str
     input_format: str | None
     ordering: str
 
