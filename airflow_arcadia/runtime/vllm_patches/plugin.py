@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 
-from airflow_arcadia.runtime.vllm_patches import core_wait, parent_death
+from airflow_arcadia.runtime.vllm_patches import amx, core_wait, parent_death
 from airflow_arcadia.runtime.vllm_patches.gate import in_worker
 
 CORE = "EngineCore"
@@ -14,7 +14,11 @@ CORE = "EngineCore"
 
 def register() -> None:
     """Called by vLLM in each of its processes, once or more. Outside a worker it does nothing."""
-    if not in_worker(os.environ) or multiprocessing.parent_process() is None:
+    if not in_worker(os.environ):
+        return
+    amx.register()
+    if multiprocessing.parent_process() is None:
+        # The API server, or a rank that Ray started.
         return
     parent_death.register()
     if multiprocessing.current_process().name.startswith(CORE):

@@ -67,5 +67,6 @@ def test_each_process_of_a_worker_gets_its_patches_and_says_so_once(
         check=True,
     ).stdout.splitlines()
     lines = [line for line in told if line.startswith("arcadia: vLLM patch")]
-    assert [" ".join(line.split()[3:6]) for line in lines] == said
+    # Whether there is a line about AMX depends on this machine's CPU.
+    assert [" ".join(line.split()[3:6]) for line in lines if " patch amx " not in line] == said
     assert told[-1] == (OURS if "core_wait is on:" in said else VLLMS)
