@@ -16,7 +16,14 @@ from airflow_arcadia.batch.output.job import Job, reopen
 from airflow_arcadia.batch.output.manifest import JOB, Identity, Manifest, new_epoch
 from airflow_arcadia.batch.output.paths import Place, place_of
 from airflow_arcadia.batch.spec import NO_ROW_SENT, BatchSpec, BatchSummary
-from airflow_arcadia.batch.storage import explained, full_storage, is_full, remove_leftovers, temporary_path
+from airflow_arcadia.batch.storage import (
+    explained,
+    full_storage,
+    is_full,
+    remove_leftovers,
+    shown,
+    temporary_path,
+)
 from airflow_arcadia.exceptions import BatchError, BatchInputError
 
 log = logging.getLogger(__name__)
@@ -62,7 +69,7 @@ def check_input(spec: BatchSpec) -> int:
 
     Raises :class:`BatchInputError`, and :class:`BatchError` for a storage that cannot be reached.
     """
-    with explained(f"The output {spec.output}", NO_ROW_SENT):
+    with explained(f"The output {shown(spec.output)}", NO_ROW_SENT):
         source, place = _locate(spec)
         earlier = _earlier(spec, place, source)
         if isinstance(earlier, Finished):
@@ -88,7 +95,7 @@ def finished_summary(spec: BatchSpec) -> BatchSummary | None:
 
 def prepare(spec: BatchSpec) -> Finished | Ready:
     """Check everything :func:`check_input` checks, and note where the rows are unless that is known."""
-    with explained(f"The output {spec.output}", NO_ROW_SENT):
+    with explained(f"The output {shown(spec.output)}", NO_ROW_SENT):
         for _ in range(_RACES - 1):
             # Another attempt may finish the batch, and remove the folder, at any moment.
             with contextlib.suppress(FileNotFoundError):
@@ -148,7 +155,7 @@ def _prepare(spec: BatchSpec) -> Finished | Ready:
 
 def _locate(spec: BatchSpec) -> tuple[Input, Place]:
     Shape(spec, spec.model)
-    with explained(f"The input {spec.input}", NO_ROW_SENT):
+    with explained(f"The input {shown(spec.input)}", NO_ROW_SENT):
         source = locate(spec)
     return source, place_of(spec)
 
@@ -250,7 +257,7 @@ def _refuse_foreign_files(spec: BatchSpec, place: Place) -> None:
         if place.folder.exists(name):
             raise BatchInputError(
                 f"{'The output ' if name == place.name else 'Beside the output, '}"
-                f"{spec.output.removesuffix(place.name)}{name} exists and is not this batch's.",
+                f"{place.uri.removesuffix(place.name)}{name} exists and is not this batch's.",
                 what_to_do="Choose another output, or set overwrite.",
                 still_running=NO_ROW_SENT,
             )
@@ -269,7 +276,7 @@ def _refuse_change(spec: BatchSpec, place: Place, different: list[str], *, finis
         return
     state = "was answered" if finished else "is partly answered"
     raise BatchInputError(
-        f"The output {spec.output} {state} for another {', '.join(different)}.",
+        f"The output {place.uri} {state} for another {', '.join(different)}.",
         what_to_do="Choose another output, or set on_change='restart' to begin again.",
         still_running=f"What was committed is kept in {place.folder.uri if finished else place.parts.uri}.",
     )
@@ -293,7 +300,7 @@ def _log_duplicates(spec: BatchSpec, found: Scan) -> None:
         log.warning(
             "%s: %d rows have the custom_id of a row before them; each is answered, and the output's order "
             "tells them apart",
-            spec.input,
+            shown(spec.input),
             found.duplicate_ids,
         )
 

@@ -19,7 +19,7 @@ from airflow_arcadia.batch.input.tables import columns, csv_lines, parquet_lines
 from airflow_arcadia.batch.input.zstd import ZstdReader
 from airflow_arcadia.batch.openai_format import MAX_LINE_BYTES
 from airflow_arcadia.batch.spec import NO_ROW_SENT, BatchSpec
-from airflow_arcadia.batch.storage import explained, is_local, resolve
+from airflow_arcadia.batch.storage import explained, is_local, resolve, shown
 from airflow_arcadia.exceptions import BatchError, BatchInputError
 
 _FORMATS = {".csv": "csv", ".parquet": "parquet", ".pq": "parquet"}
@@ -71,8 +71,8 @@ class InputChanged(BatchInputError):
 
 def locate(spec: BatchSpec) -> Input:
     """Find the input. Raises :class:`BatchInputError` when it is missing, a folder, or empty."""
-    uri = spec.input
-    fs, path = resolve(uri)
+    fs, path = resolve(spec.input)
+    uri = shown(spec.input)
     # What a listing said before may be out of date.
     fs.invalidate_cache()
     try:
@@ -192,7 +192,8 @@ def check_columns(line: bytes, spec: BatchSpec) -> bool:
         missing, what_to_do = set(spec.columns_as_parameters) - names, "Correct columns_as_parameters."
     if missing:
         raise BatchInputError(
-            f"{spec.input} has no column {' or '.join(sorted(missing))}; it has {', '.join(sorted(names))}.",
+            f"{shown(spec.input)} has no column {' or '.join(sorted(missing))}; "
+            f"it has {', '.join(sorted(names))}.",
             what_to_do=what_to_do,
             still_running=NO_ROW_SENT,
         )

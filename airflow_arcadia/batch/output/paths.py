@@ -10,7 +10,7 @@ import orjson
 
 from airflow_arcadia.batch.output.manifest import Identity, Manifest
 from airflow_arcadia.batch.spec import NO_ROW_SENT, BatchSpec, BatchSummary
-from airflow_arcadia.batch.storage import Folder, folder_at, is_local, resolve
+from airflow_arcadia.batch.storage import Folder, folder_at, is_local, resolve, shown
 from airflow_arcadia.exceptions import BatchInputError
 
 _LONGEST_NAME = 255 - len(".tmp-000000000000-.errors.jsonl")
@@ -57,17 +57,17 @@ def place_of(spec: BatchSpec) -> Place:
         path = os.path.realpath(path) if not path.endswith("/") else path
     parent, _, name = path.rpartition("/")
     if not name or path.endswith("/") or spec.output.endswith("/") or (is_local(fs) and os.path.isdir(path)):
-        raise _refuse(f"The output {spec.output} is a folder.", "Name a file.")
+        raise _refuse(f"The output {shown(spec.output)} is a folder.", "Name a file.")
     if len(name.encode()) > _LONGEST_NAME:
         raise _refuse(f"The output's name {name} has more than {_LONGEST_NAME} bytes.", "Use a shorter name.")
     # In messages only: a path of the file system need not say which host it is on.
-    shown = path.rpartition("/")[0] if is_local(fs) else spec.output.rstrip("/").rpartition("/")[0]
+    where = path.rpartition("/")[0] if is_local(fs) else shown(spec.output).rpartition("/")[0]
     hidden = f".{name}.parts"
     place = Place(
-        folder_at(fs, parent or "/", shown or "/"),
-        folder_at(fs, f"{parent}/{hidden}", f"{shown}/{hidden}"),
+        folder_at(fs, parent or "/", where or "/"),
+        folder_at(fs, f"{parent}/{hidden}", f"{where}/{hidden}"),
         name,
-        spec.output,
+        shown(spec.output),
     )
     _refuse_input_as_output(spec, place, fs, parent)
     return place
@@ -83,7 +83,7 @@ def _refuse_input_as_output(spec: BatchSpec, place: Place, fs: Any, parent: str)
     for name in (place.name, place.errors, place.summary):
         if source == f"{parent}/{name}":
             raise _refuse(
-                f"The input {spec.input} would be replaced by the batch's own file {name}.",
+                f"The input {shown(spec.input)} would be replaced by the batch's own file {name}.",
                 "Choose another output.",
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -78,17 +79,22 @@ class Folder(Protocol):
 def resolve(uri: str) -> tuple[Any, str]:
     """fsspec's file system and the path in it. Raises :class:`BatchInputError` for one that is not there."""
     try:
-        with explained(uri, NO_ROW_SENT):
+        with explained(shown(uri), NO_ROW_SENT):
             fs, path = fsspec.core.url_to_fs(uri)
     except (ValueError, ImportError, TypeError) as error:
         if isinstance(error, BatchInputError):
             raise
         raise BatchInputError(
-            f"{uri!r} cannot be opened: {error}.",
+            f"{shown(uri)!r} cannot be opened: {error}.",
             what_to_do="Use a path or a URI whose file system is installed.",
             still_running=NO_ROW_SENT,
         ) from error
     return fs, path
+
+
+def shown(uri: str) -> str:
+    """The URI for messages and results: without a password."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", uri)
 
 
 def is_local(fs: Any) -> bool:

@@ -94,7 +94,8 @@ class RemoteFolder:
         return bool(self._fs.exists(self._file(name)))
 
     def read(self, name: str) -> bytes:
-        return bytes(self._fs.cat_file(self._file(name)))
+        with self._absence_told(name):
+            return bytes(self._fs.cat_file(self._file(name)))
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
         return bytes(self._fs.cat_file(self._file(name), start=start, end=end))
@@ -119,7 +120,8 @@ class RemoteFolder:
         if not local.exists():
             partial = temporary_path(self, name)
             try:
-                self._fs.get_file(self._file(name), str(partial))
+                with self._absence_told(name):
+                    self._fs.get_file(self._file(name), str(partial))
                 os.replace(partial, local)
             finally:
                 partial.unlink(missing_ok=True)
@@ -127,7 +129,7 @@ class RemoteFolder:
 
     def remove(self, name: str) -> None:
         (self.work / name).unlink(missing_ok=True)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), self._absence_told(name):
             self._fs.rm_file(self._file(name))
 
     def remove_all(self) -> None:
@@ -165,6 +167,16 @@ class RemoteFolder:
 
     def _file(self, name: str) -> str:
         return f"{self._path.rstrip('/')}/{name}"
+
+    @contextlib.contextmanager
+    def _absence_told(self, name: str) -> Iterator[None]:
+        """Raise FileNotFoundError for a file that is not there: not every file system does."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, FileNotFoundError) or self.exists(name):
+                raise
+            raise FileNotFoundError(self._file(name)) from error
 
     def _hidden(self) -> list[str]:
         """Uploads that were cut off before they had their name."""
