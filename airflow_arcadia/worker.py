@@ -44,6 +44,8 @@ class WorkerStatus(str, enum.Enum):
     """Its process runs; the model is not served yet."""
     READY = "ready"
     """It has generated a token through the API."""
+    HUNG = "hung"
+    """Requests run and its engine makes no token."""
     DRAINING = "draining"
     """It finishes its requests and takes no new ones."""
     FAILED = "failed"
@@ -100,6 +102,11 @@ class WorkerSpec:
     :param max_num_batched_tokens: tokens in one engine step.
     :param gpu_memory_utilization: ``GPU_MEMORY_UTILIZATION``, fraction of each GPU's memory in (0, 1].
     :param drain_seconds: grace for running requests after SIGTERM.
+    :param hang_timeout: seconds without a token, while requests run, after which the engine counts as hung;
+        0 for never.
+    :param hang_restart_timeout: seconds a hung engine is given to recover before the worker ends; 0 for ever.
+    :param idle_timeout: seconds without a request after which the worker ends, unless a batch runs in it; 0
+        for never. None: 15 minutes, if its lease is not renewed either; a worker without a lease file stays.
     :param system_args: ``SYSTEM_ARGS``, words added to the server's command line.
     :param extra_args: ``EXTRA_ARGS``, words added after them.
     :param additional_envs: Arcadia's ``additionalEnvs``: come last and win over everything above.
@@ -124,6 +131,9 @@ class WorkerSpec:
     gpu_memory_utilization: Share | None = None
     trust_remote_code: bool = False
     drain_seconds: Seconds = 10.0
+    hang_timeout: Seconds = 60.0
+    hang_restart_timeout: Seconds = 120.0
+    idle_timeout: Seconds | None = None
     system_args: Words = ()
     extra_args: Words = ()
     additional_envs: Variables = field(default_factory=dict)
@@ -167,6 +177,9 @@ class EngineOptions(TypedDict, total=False):
     gpu_memory_utilization: float | str | None
     trust_remote_code: bool | str
     drain_seconds: float | str
+    hang_timeout: float | str
+    hang_restart_timeout: float | str
+    idle_timeout: float | str | None
     system_args: Sequence[str] | str
     extra_args: Sequence[str] | str
 
@@ -263,6 +276,9 @@ VARIABLES = {
     "max_num_seqs": "ARCADIA_MAX_NUM_SEQS",
     "max_num_batched_tokens": "ARCADIA_MAX_NUM_BATCHED_TOKENS",
     "drain_seconds": "ARCADIA_DRAIN_SECONDS",
+    "hang_timeout": "ARCADIA_HANG_TIMEOUT",
+    "hang_restart_timeout": "ARCADIA_HANG_RESTART_TIMEOUT",
+    "idle_timeout": "ARCADIA_IDLE_TIMEOUT",
     "api_key_file": "ARCADIA_API_KEY_FILE",
     "ray_token_file": "RAY_AUTH_TOKEN_PATH",
     "lease_file": "ARCADIA_LEASE_FILE",

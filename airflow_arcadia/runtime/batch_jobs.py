@@ -105,6 +105,11 @@ class BatchJobs:
             batch = Batch(**json.loads(path.read_text(encoding="utf-8")))
             self._batches[batch.id] = batch
 
+    @property
+    def running(self) -> bool:
+        """Whether a batch runs."""
+        return bool(self._tasks)
+
     def resume(self) -> None:
         """Go on with what an earlier process of this worker did not end."""
         for batch in self._batches.values():

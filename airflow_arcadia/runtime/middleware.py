@@ -25,16 +25,21 @@ from airflow_arcadia.runtime.batch_jobs import BatchJobs
 from airflow_arcadia.runtime.batch_routes import is_batch_path
 from airflow_arcadia.runtime.cpu_budget import give_way
 from airflow_arcadia.runtime.endpoint_caller import EndpointCaller
+from airflow_arcadia.runtime.engine_monitor import EngineMonitor, Limits
 from airflow_arcadia.runtime.fastchat import protocol
 from airflow_arcadia.runtime.fastchat.conversation import describe
 from airflow_arcadia.runtime.fastchat.registration import Registration
 from airflow_arcadia.runtime.fastchat.routes import STATUS_PATH, FastChatRoutes
+from airflow_arcadia.runtime.first_generation import first_generation, wait_for_first_generation
 from airflow_arcadia.runtime.in_process_client import InProcessClient
 from airflow_arcadia.runtime.log import say
 from airflow_arcadia.runtime.request_limits import RequestRefused, check_length, limited
+from airflow_arcadia.runtime.server_reports import ask_to_end
 from airflow_arcadia.runtime.vllm_patches import env_cache
+from airflow_arcadia.runtime.worker_metrics import METRICS_PATH, add_metrics
 from airflow_arcadia.worker import PlacedWorker, WorkerStatus
 
+HEALTH_PATH = "/health"
 _POLL_S = 0.1
 _NO_KEY = "A valid API key is needed: send it as Authorization: Bearer."
 _DRAINING = "This worker is draining and takes no new requests."
@@ -54,9 +59,12 @@ class ArcadiaMiddleware:
         key = read_secret(self._spec.api_key_file, "API key")
         self._key = Secret(key) if key is not None else None
         self._status = WorkerStatus.STARTING
-        self._in_flight = 0
+        self._cause = "the model is being loaded"
+        """What stands in the way of its being ready."""
+        self._in_flight = self._requests = 0
         self._scope: Scope = {"asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http"}
         self._registration: Registration | None = None
+        self._keeping: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         folder = Path(self._spec.lease_file).parent if self._spec.lease_file else None
         self._client = AsgiClient(app, self._scope)
@@ -103,7 +111,11 @@ class ArcadiaMiddleware:
 
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        if path in OPEN_PATHS:
+        if path == HEALTH_PATH and (problem := self._problem()):
+            await refuse(send, 503, problem)
+        elif path == METRICS_PATH:
+            await add_metrics(self._client, send, self._status, self._cause)
+        elif path in OPEN_PATHS:
             await self._app(scope, receive, send)
         elif path == STATUS_PATH:
             await self._fastchat.handle(scope, receive, send)
@@ -149,19 +161,41 @@ class ArcadiaMiddleware:
     def _counted(self) -> Iterator[None]:
         """Count a request as running: draining waits for it."""
         self._in_flight += 1
+        self._requests += 1
         try:
             yield
         finally:
             self._in_flight -= 1
 
     def _worker_status(self) -> dict[str, Any]:
-        """FastChat's ``worker_status``; no model names before the model is served or while draining."""
+        """FastChat's ``worker_status``, with no model names unless it is ready; and our status and cause."""
         ready = self._status is WorkerStatus.READY
         return {
             "model_names": [self._spec.served_model_name] if ready else [],
             "speed": 1,
-            "queue_length": self._in_flight + self._rows.rows,
+            "queue_length": self.running,
+            "status": self._status.value,
+            "cause": self._cause,
         }
+
+    def _problem(self) -> str | None:
+        """Why the worker is not healthy; a draining one is."""
+        return None if self._status in {WorkerStatus.READY, WorkerStatus.DRAINING} else self._cause
+
+    @property
+    def running(self) -> int:
+        """Requests and rows that wait for the engine."""
+        return self._in_flight + self._rows.rows
+
+    @property
+    def requests(self) -> int:
+        """Requests so far."""
+        return self._requests
+
+    @property
+    def busy(self) -> bool:
+        """Whether a batch runs in the worker."""
+        return self._batches.running
 
     def _describe(self) -> dict[str, Any]:
         from transformers import AutoTokenizer
@@ -185,11 +219,12 @@ class ArcadiaMiddleware:
 
         return watched
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a background task; one that fails ends the worker with its cause."""
         task = asyncio.create_task(work)
         task.add_done_callback(self._end_on_failure)
         self._tasks.append(task)
+        return task
 
     def _end_on_failure(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -200,29 +235,61 @@ class ArcadiaMiddleware:
     def _fail(self, cause: str) -> None:
         """End the server because the worker cannot go on."""
         if self._status is not WorkerStatus.FAILED:
-            self._status = WorkerStatus.FAILED
+            self._status, self._cause = WorkerStatus.FAILED, cause
             say(f"the worker fails: {cause}")
             os.kill(os.getpid(), signal.SIGTERM)
 
     async def _open(self) -> None:
-        """Become ready, and known to the controller, once a token was generated over the open socket."""
-        await self._wait_until_served()
-        self._status = WorkerStatus.READY
-        say(f"ready: {self._spec.served_model_name} at {self._spec.url}")
-        self._batches.resume()
+        """Become ready, and known to the controller, once the model generated; then watch its engine."""
+        while not await self._listens():  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(_POLL_S)
+        self._cause = "the first generation has not ended"
+        await wait_for_first_generation(self._client, self._spec.served_model_name, self._note)
         if self._spec.controller_address:
             self._registration = Registration(
                 self._spec.controller_address, self._spec.url, self._worker_status
             )
-            await self._registration.keep()
+        self._become_ready()
+        self._batches.resume()
+        monitor = EngineMonitor(
+            self._client,
+            self,
+            Limits(self._spec.hang_timeout, self._spec.hang_restart_timeout, self._spec.idle_timeout),
+            probe=lambda: first_generation(self._client, self._spec.served_model_name),
+            lease_file=self._spec.lease_file,
+            on_change=self._engine_changed,
+            on_end=self._ask_to_end,
+        )
+        await monitor.run()
 
-    async def _wait_until_served(self) -> None:
-        while not await self._listens():  # noqa: ASYNC110 - uvicorn has no event for it
-            await asyncio.sleep(_POLL_S)
-        body = {"model": self._spec.served_model_name, "prompt": "1", "max_tokens": 1}
-        status, answer = await self._client.call_json("POST", "/v1/completions", body)
-        if status not in {200, 404}:  # an embedding model has no completions
-            say(f"the first generation failed with HTTP {status}: {str(answer)[:500]}")
+    def _note(self, problem: str) -> None:
+        self._cause = problem
+        say(problem)
+
+    def _become_ready(self) -> None:
+        self._status, self._cause = WorkerStatus.READY, ""
+        say(f"ready: {self._spec.served_model_name} at {self._spec.url}")
+        if self._registration is not None:
+            self._keeping = self._start(self._registration.keep())
+
+    async def _engine_changed(self, cause: str | None) -> None:
+        if cause is None:
+            say("the engine generates again")
+            self._become_ready()
+            return
+        self._status = WorkerStatus.HUNG
+        self._note(cause)
+        await self._leave_controller()
+
+    async def _leave_controller(self) -> None:
+        if self._keeping is not None:
+            self._keeping.cancel()
+        if self._registration is not None:
+            await self._registration.leave()
+
+    def _ask_to_end(self, reason: str, hung: bool) -> None:
+        if not ask_to_end(reason, hung=hung):
+            self._fail(reason)
 
     async def _listens(self) -> bool:
         host = "127.0.0.1" if self._spec.host in {"0.0.0.0", "::"} else self._spec.host  # noqa: S104
@@ -242,8 +309,7 @@ class ArcadiaMiddleware:
         """Leave the controller, let running requests end, then end the server as SIGTERM does."""
         say(f"draining {self._in_flight} requests")
         self._tasks[0].cancel()
-        if self._registration is not None:
-            await self._registration.leave()
+        await self._leave_controller()
         await self._batches.stop()
         deadline = asyncio.get_running_loop().time() + self._spec.drain_seconds
         while self._in_flight and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
