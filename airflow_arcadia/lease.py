@@ -217,13 +217,17 @@ class LeaseWatch:
         """When the lease counts as lapsed unless a renewal is seen before."""
         return self.seen_at + (self.lease.duration_s if self.lease else DEFAULT_DURATION_S)
 
+    def lapsed(self, now: float) -> bool:
+        """Whether no renewal was seen for a whole duration."""
+        return now >= self.ends_at
+
     def ended(self, now: float) -> str | None:
         """Why the lease no longer holds, or None while it does."""
         if self.gone:
             return "its lease is gone"
         if self.lease is not None and self.lease.released:
             return "its lease was released"
-        return f"its lease lapsed {now - self.ends_at:.0f} s ago" if now >= self.ends_at else None
+        return f"its lease lapsed {now - self.ends_at:.0f} s ago" if self.lapsed(now) else None
 
 
 _FIELDS = frozenset(field.name for field in dataclasses.fields(Lease)) - {"extra"}

@@ -64,7 +64,9 @@ def test_a_pod_of_ours_is_what_the_restricted_level_allows(template: dict[str, A
     pod["metadata"] = {"name": "p", **pod.get("metadata", {})}
     check(MODELS["v1", "Pod"], pod)
     spec = pod["spec"]
-    assert spec["automountServiceAccountToken"] is False
+    # Only the lease watcher talks to the API server; what runs a model's code does not.
+    is_watcher = spec.get("serviceAccountName") == "arcadia-lease-watcher"
+    assert spec["automountServiceAccountToken"] is is_watcher
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     for container in spec["containers"]:

@@ -1,0 +1,120 @@
+"""End, with Airflow or without it, what the lapsed leases of a namespace own.
+
+``python -m airflow_arcadia.launchers.lease_watcher`` runs as a small Deployment beside the workers (see
+``deploy/lease-watcher.yaml``). Pods, Arcadia's Workers and Ray clusters are ended alike, and no worker's pod,
+which runs a model's code, needs a token of the API server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+from airflow_arcadia.exceptions import ArcadiaError
+from airflow_arcadia.kubernetes.api import KubernetesApi
+from airflow_arcadia.kubernetes.leases import KubernetesLeases
+from airflow_arcadia.launchers.arcadia_worker.launcher import CustomResourceLauncher
+from airflow_arcadia.launchers.reap_backends import ClusterBackend
+from airflow_arcadia.launchers.reaper import SETTLING_S, Backend, Held, Report, reap
+from airflow_arcadia.lease import Identity, LeaseWatch
+
+INTERVAL_S = 10.0
+_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+log = logging.getLogger(__name__)
+
+
+class Watches:
+    """What is known of every lease; decides which of them nobody holds any more.
+
+    It counts by its own clock from when it saw a renewal, so that clocks that differ matter only for leases
+    that it has not seen before.
+    """
+
+    def __init__(self) -> None:
+        self._watches: dict[str, LeaseWatch] = {}
+        self._ended_at: dict[str, float] = {}
+
+    def why(self, held: Held, now: float) -> str | None:
+        """Why nobody holds the lease any more, or None while somebody may."""
+        watch = self._watches.get(held.name, LeaseWatch.start(now))
+        if held.readable:
+            watch = watch.read(held.lease, now)
+        self._watches[held.name] = watch
+        why = watch.ended(now)
+        if why is None:
+            self._ended_at.pop(held.name, None)
+            return None
+        ended_at = self._ended_at.setdefault(held.name, now)
+        if watch.lapsed(now) or now >= ended_at + SETTLING_S:
+            return why
+        return None  # released or deleted just now: whoever did so ends the rest
+
+    def forget_others(self, names: Sequence[str]) -> None:
+        """Forget every lease that is not among ``names``."""
+        for known in (self._watches, self._ended_at):
+            for name in set(known) - set(names):
+                del known[name]
+
+
+def sweep(backend: Backend, watches: Watches, now: float, *, grace_s: float) -> Report:
+    """Look at every lease once, and end what nobody holds."""
+    report = reap(backend, _unknown, now, grace_s=grace_s, only=lambda held: watches.why(held, now))
+    watches.forget_others([*report.kept, *report.errors, *(r.name for r in report.reaped if r.left)])
+    return report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line: runs until it is ended."""
+    parser = argparse.ArgumentParser(
+        prog="python -m airflow_arcadia.launchers.lease_watcher", description=__doc__
+    )
+    parser.add_argument("--namespace", default=None, help="by default the one the watcher runs in")
+    parser.add_argument("--interval", type=float, default=INTERVAL_S, help="seconds between two sweeps")
+    parser.add_argument("--grace", type=float, default=30.0, help="seconds between SIGTERM and SIGKILL")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    api = KubernetesApi(_connect, options.namespace or _NAMESPACE.read_text(encoding="utf-8").strip())
+    launchers = {CustomResourceLauncher.name: CustomResourceLauncher(api, KubernetesLeases(api))}
+    backend, watches = ClusterBackend(api, launchers), Watches()
+    while True:
+        try:
+            report = sweep(backend, watches, time.time(), grace_s=options.grace)
+        except ArcadiaError as error:
+            log.warning("The leases cannot be read: %s", error)
+        else:
+            for item in report.reaped:
+                left = f"; still there: {', '.join(item.left)}" if item.left else ""
+                log.info("Ended %s (%d GPUs): %s%s", item.name, item.gpus, item.why, left)
+        time.sleep(options.interval)
+
+
+def _unknown(identity: Identity) -> None:
+    """Airflow is not asked."""
+
+
+def _connect() -> AbstractAsyncContextManager[Any]:
+    @contextlib.asynccontextmanager
+    async def connected() -> AsyncIterator[Any]:
+        from kubernetes_asyncio import client, config
+
+        if os.environ.get("KUBERNETES_SERVICE_HOST"):
+            config.load_incluster_config()  # type: ignore[no-untyped-call]
+        else:
+            await config.load_kube_config()
+        async with client.ApiClient() as opened:
+            yield opened
+
+    return connected()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
