@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,15 @@ class ScheduledAirflow:
     url: str
     home: Path
     session: requests.Session
+    components: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    """The running components by name; each leads a process group of its own."""
+    start_component: Callable[[str], None] = lambda name: None
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to a component and everything it started."""
+        process = self.components.pop(name)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
     def request(self, method: str, path: str, **kwargs: Any) -> Any:
         """One call under ``/api/v2``; raises on an HTTP error."""
@@ -127,22 +136,24 @@ def scheduled_airflow(
     full.pop("PYTHONDONTWRITEBYTECODE", None)
     airflow = str(BIN / "airflow")
     home.mkdir(parents=True, exist_ok=True)
-    processes: list[subprocess.Popen[bytes]] = []
+    instance = ScheduledAirflow(url, home, requests.Session())
     with (home / "components.log").open("ab") as log:
         subprocess.run([airflow, "db", "migrate"], env=full, stdout=log, stderr=log, check=True)
+
+        def start(name: str) -> None:
+            instance.components[name] = subprocess.Popen(
+                [airflow, *next(words for words in COMPONENTS if words[0] == name)],
+                env=full,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+        instance.start_component = start
         try:
-            for component in COMPONENTS:
-                processes.append(
-                    subprocess.Popen(
-                        [airflow, *component],
-                        env=full,
-                        stdout=log,
-                        stderr=log,
-                        stdin=subprocess.DEVNULL,
-                        start_new_session=True,
-                    )
-                )
-            instance = ScheduledAirflow(url, home, requests.Session())
+            for component, *_ in COMPONENTS:
+                start(component)
             instance.wait_for(
                 lambda: _healthy(url), 120, f"Airflow to be healthy (see {home}/components.log)"
             )
@@ -150,7 +161,7 @@ def scheduled_airflow(
             instance.session.headers["Authorization"] = f"Bearer {token}"
             yield instance
         finally:
-            _end(processes)
+            _end(list(instance.components.values()))
 
 
 def _healthy(url: str) -> bool:

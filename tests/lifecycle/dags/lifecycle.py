@@ -1,0 +1,131 @@
+"""The DAGs of the lifecycle matrix. A run's ``conf`` says where it stops (``hold``) or fails (``fail``)."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pendulum
+from airflow.sdk import DAG
+from airflow.sdk.bases.operator import BaseOperator
+
+from airflow_arcadia.operators.batch import ArcadiaBatchInferenceOperator
+from airflow_arcadia.task_groups.worker import ArcadiaWorkerGroup
+
+FOLDER = Path(os.environ.get("LIFECYCLE_FOLDER", "/nowhere"))
+HOLD_S = 120.0
+
+
+def stop_at(operator: Any, step: str, *, before: bool = False) -> None:
+    """Let the run's conf hold or fail the operator, once it has done its work, or before."""
+    if before:
+        operator._pre_execute_hook = lambda context: _stop(context, step)
+    else:
+        operator._post_execute_hook = lambda context, result: _stop(context, step)
+
+
+def _stop(context: Any, step: str) -> None:
+    conf = context["dag_run"].conf or {}
+    marker = FOLDER / "at" / context["run_id"] / step
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+    if conf.get("fail") == step:
+        raise RuntimeError(f"{step} fails, as it was told to")
+    deadline = time.monotonic() + HOLD_S
+    while conf.get("hold") == step and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
+class Sleep(BaseOperator):
+    """A user's own task."""
+
+    def __init__(self, seconds: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.seconds = seconds
+
+    def execute(self, context: Any) -> None:
+        """Sleep, as work of another kind would take its time."""
+        time.sleep(self.seconds)
+
+
+def make(
+    name: str,
+    *,
+    run_in: str = "task",
+    rows: int = 200,
+    extra_args: str = "--delay 0.4",
+    deferrable: bool = True,
+    lease_duration: float = 3600,
+    sleep: float = 0.0,
+    dagrun_timeout: float | None = None,
+    ready: dict[str, Any] | None = None,
+    batch: dict[str, Any] | None = None,
+) -> DAG:
+    """One DAG: a worker, a batch, and where asked for a task of the user's own before it."""
+    with DAG(
+        f"life_{name}",
+        schedule=None,
+        start_date=pendulum.datetime(2026, 1, 1),
+        catchup=False,
+        max_active_runs=50,
+        dagrun_timeout=timedelta(seconds=dagrun_timeout) if dagrun_timeout else None,
+        default_args={"retries": 0},
+    ) as dag:
+        with ArcadiaWorkerGroup(
+            "worker",
+            model="org/stand-in",
+            deferrable=deferrable,
+            lease_duration=lease_duration,
+            teardown_retries=0,
+            startup_timeout=90,
+            poll_interval=0.5,
+            worker_kwargs={"extra_args": extra_args},
+        ) as worker:
+            answer = ArcadiaBatchInferenceOperator(
+                task_id="answer",
+                worker=worker.handle,
+                input=str(FOLDER / f"in-{rows}.jsonl"),
+                output=str(FOLDER / "out" / "{{ run_id }}.jsonl"),
+                run_in=run_in,
+                progress_interval=1.0,
+                options={"max_in_flight": 4},
+                **(batch or {}),
+            )
+            if sleep:
+                worker.ready >> Sleep(seconds=sleep, task_id="long") >> answer
+        stop_at(worker.reserve, "reserve")
+        stop_at(worker.provision, "provision")
+        for launch in worker.launches:
+            stop_at(launch, "launch")
+        stop_at(answer, "batch")
+        stop_at(worker.teardown, "teardown", before=True)
+        for sensor in worker.ready:
+            for key, value in (ready or {}).items():
+                setattr(sensor, key, value)
+    return dag
+
+
+QUICK = {"rows": 10}
+TIGHT = {"execution_timeout": timedelta(seconds=8)}
+DAGS = [
+    make("task"),
+    make("worker", run_in="worker"),
+    make("quick", **QUICK),
+    make("quick_worker", run_in="worker", **QUICK),
+    make("loading", extra_args="--load 60", **QUICK),
+    make("loading_poke", extra_args="--load 60", deferrable=False, **QUICK),
+    make("dies", extra_args="--die", **QUICK),
+    make("timeout", rows=900, dagrun_timeout=20),
+    make("timeout_worker", rows=900, run_in="worker", dagrun_timeout=20),
+    make("execution_ready", extra_args="--load 60", ready=TIGHT, **QUICK),
+    make("execution_batch", rows=900, run_in="worker", batch=TIGHT),
+    make("short_lease", rows=250, lease_duration=15),
+    make("short_lease_worker", rows=250, lease_duration=15, run_in="worker"),
+    make("lapsing_worker", rows=150, lease_duration=20, run_in="worker"),
+    make("long_task", lease_duration=15, sleep=30, **QUICK),
+]
+for made in DAGS:
+    globals()[made.dag_id] = made

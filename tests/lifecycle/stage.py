@@ -1,0 +1,226 @@
+"""A whole Airflow with workers that are stand-ins under the real supervisor, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from airflow_arcadia.lease import Identity
+from airflow_arcadia.lease_store import LeaseStore
+from airflow_arcadia.ports import free_port
+from airflow_arcadia.processes import find_marked
+from tests.conftest import ROOT
+from tests.e2e.scheduled_airflow import ScheduledAirflow, scheduled_airflow
+
+HERE = Path(__file__).parent
+ROWS = (10, 150, 200, 250, 900)
+_SHM = Path("/dev/shm")
+
+
+@dataclass
+class Stage:
+    """What the cases share."""
+
+    airflow: ScheduledAirflow
+    store: LeaseStore
+    folder: Path
+    env: dict[str, str]
+    engines: dict[str, set[str]] = field(default_factory=dict)
+    """Files under /dev/shm that the engine of a lease has mapped, by lease."""
+
+    def lease(self, run: Run) -> str:
+        """Name of the run's lease."""
+        return Identity(run.dag_id, run.run_id, "worker").lease_name
+
+    def leftovers(self, run: Run) -> list[str]:
+        """Everything of the run that is still there: processes, shared memory, its lease's directory."""
+        name = self.lease(run)
+        found = []
+        for process in find_marked(name):
+            with contextlib.suppress(psutil.Error, OSError):
+                found.append(_role(process))
+        found += sorted(path for path in self.engines.get(name, ()) if Path(path).exists())
+        return found + (["lease directory"] if (self.store.root / name).exists() else [])
+
+    def note_shared_memory(self, run: Run) -> None:
+        """Remember which files the run's engine has: once it is dead, nothing tells whose they were."""
+        name = self.lease(run)
+        for process in find_marked(name):
+            path = _SHM / f"psm_life{process.pid}"
+            if path.exists():
+                self.engines.setdefault(name, set()).add(str(path))
+
+    def processes(self, run: Run, role: str) -> list[psutil.Process]:
+        """The run's processes of that role: ``supervisor``, ``server`` or ``engine``."""
+        return [process for process in find_marked(self.lease(run)) if _role(process) == role]
+
+    def start(self, dag_id: str, conf: Mapping[str, Any]) -> Run:
+        """Start a run, unpausing its DAG where needed."""
+        wait(lambda: self.airflow.dag_exists(dag_id), 90, f"{dag_id} to be parsed")
+        self.request("PATCH", f"/dags/{dag_id}", {"is_paused": False})
+        run_id = f"manual__{uuid.uuid4().hex[:12]}"
+        body = {"logical_date": None, "conf": dict(conf), "dag_run_id": run_id}
+        self.request("POST", f"/dags/{dag_id}/dagRuns", body, done_by="already exists")
+        return Run(self, dag_id, run_id)
+
+    def request(self, method: str, path: str, body: Any, done_by: str = "") -> None:
+        """A change by the REST API, asked for again while SQLite is locked by another component.
+
+        :param done_by: part of the refusal that means that an earlier request did it.
+        """
+
+        def ask() -> bool:
+            try:
+                self.airflow.request(method, path, json=body)
+            except AssertionError as error:
+                if done_by and done_by in str(error):
+                    return True
+                if "Database error" in str(error):
+                    return False
+                raise
+            return True
+
+        wait(ask, 60, f"{method} {path}")
+
+    def reap(self) -> str:
+        """One sweep of the reaper's command line; what it says."""
+        argv = [sys.executable, "-m", "airflow_arcadia.reap", "--conn-id", "arcadia_default"]
+        done = subprocess.run(argv, env=self.env, capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+
+
+@dataclass
+class Run:
+    """One run of a DAG of the matrix."""
+
+    stage: Stage
+    dag_id: str
+    run_id: str
+
+    @property
+    def state(self) -> str:
+        """State of the run."""
+        return self.stage.airflow.run_state(self.dag_id, self.run_id)
+
+    def states(self) -> dict[str, str | None]:
+        """Task id without the group → state."""
+        found = self.stage.airflow.task_states(self.dag_id, self.run_id)
+        return {task.removeprefix("worker."): state for task, state in found.items()}
+
+    def task(self, name: str) -> dict[str, Any]:
+        """One task instance."""
+        return self.stage.airflow.task(self.dag_id, self.run_id, f"worker.{name}")
+
+    def mark_task(self, name: str, state: str) -> None:
+        """What "Mark state as …" does to a task."""
+        path = f"/dags/{self.dag_id}/dagRuns/{self.run_id}/taskInstances/worker.{name}"
+        self.stage.request("PATCH", path, {"new_state": state})
+
+    def mark_run(self, state: str) -> None:
+        """What "Mark state as …" does to the run."""
+        path = f"/dags/{self.dag_id}/dagRuns/{self.run_id}"
+        self.stage.request("PATCH", path, {"state": state})
+
+    def clear(self, *names: str, downstream: bool = False) -> None:
+        """What "Clear" does to tasks."""
+        body = {
+            "dry_run": False,
+            "dag_run_id": self.run_id,
+            "task_ids": [f"worker.{name}" for name in names],
+            "only_failed": False,
+            "include_downstream": downstream,
+            "reset_dag_runs": True,
+        }
+        self.stage.request("POST", f"/dags/{self.dag_id}/clearTaskInstances", body)
+
+    def reached(self, step: str) -> bool:
+        """Whether a step that can be held is at its end (the teardown: at its beginning)."""
+        return (self.stage.folder / "at" / self.run_id / step).exists()
+
+    def rows(self) -> int:
+        """Rows of the output; 0 while there is none."""
+        path = self.stage.folder / "out" / f"{self.run_id}.jsonl"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def answering(self) -> bool:
+        """Whether the batch has answered some rows."""
+        log = self.stage.airflow.log(self.dag_id, self.run_id, "worker.answer")
+        return " rows" in log and "rows answered" not in log
+
+
+def _role(process: psutil.Process) -> str:
+    words = process.cmdline()
+    if "airflow_arcadia.runtime" in words:
+        return "supervisor"
+    return "server" if "vllm.entrypoints.openai.api_server" in words else "engine"
+
+
+@contextlib.contextmanager
+def lifecycle_stage(folder: Path, *, parallelism: int = 8) -> Iterator[Stage]:
+    """Start the Airflow, and end it and whatever a case has left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "out").mkdir(exist_ok=True)
+    for rows in ROWS:
+        lines = "".join(json.dumps({"prompt": f"number {i}"}) + "\n" for i in range(rows))
+        (folder / f"in-{rows}.jsonl").write_text(lines)
+    python = folder / "worker-python"
+    stand_in = HERE / "stand_in"
+    python.write_text(f'#!/bin/sh\nexport PYTHONPATH={stand_in}:{ROOT}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    store = LeaseStore(folder / "state")
+    extra = {
+        "arcadia_config_yaml": "rayClusters: []",
+        "worker_python": str(python),
+        "state_dir": str(store.root),
+    }
+    env = {
+        "AIRFLOW_CONN_ARCADIA_DEFAULT": json.dumps({"conn_type": "arcadia", "extra": extra}),
+        "LIFECYCLE_FOLDER": str(folder),
+        "PYTHONPATH": str(ROOT),
+        "AIRFLOW__CORE__PARALLELISM": str(parallelism),
+        "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "50",
+        "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "2",
+        "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
+    }
+    home = folder / "airflow"
+    with scheduled_airflow(home, HERE / "dags", free_port(), env) as airflow:
+        full = {**os.environ, **env, "AIRFLOW_HOME": str(home)}
+        stage = Stage(airflow, store, folder, full)
+        try:
+            yield stage
+        finally:
+            _end_all(stage)
+
+
+def _end_all(stage: Stage) -> None:
+    """End every process of a stand-in that a case has left, and its shared memory."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get("ARCADIA_LEASE_FILE", "").startswith(str(stage.store.root)):
+                process.kill()
+    for path in (path for paths in stage.engines.values() for path in paths):
+        Path(path).unlink(missing_ok=True)
+
+
+def wait(condition: Any, timeout_s: float, what: str) -> Any:
+    """Poll a whole Airflow for evidence; an error of its REST API is no evidence."""
+    deadline, error = time.monotonic() + timeout_s, ""
+    while time.monotonic() < deadline:
+        try:
+            if found := condition():
+                return found
+        except (AssertionError, OSError) as failed:
+            error = f" ({failed})"
+        time.sleep(0.3)
+    raise TimeoutError(f"waited {timeout_s:.0f} s for {what}{error}")
