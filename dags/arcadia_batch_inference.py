@@ -3,8 +3,8 @@
 Defaults come from the environment of Airflow's components, so that the file is used as it is:
 ``ARCADIA_MODEL``, ``ARCADIA_INPUT``, ``ARCADIA_OUTPUT``, ``ARCADIA_NUM_GPUS``. Input and output may carry
 strftime placeholders (``%Y-%m-%d``) of the run's date. Where the connection names a Kubernetes cluster,
-``ARCADIA_POD`` (JSON, fields of ``PodSettings``) says how the worker's pod is made, and
-``ARCADIA_RAY_CLUSTER`` (JSON, fields of ``KubeRaySpec``) how a Ray cluster is.
+``ARCADIA_POD`` (JSON, keys of ``PodOptions``) says how the worker's pod is made, and
+``ARCADIA_RAY_CLUSTER`` (JSON, keys of ``KubeRayOptions``) how a Ray cluster is.
 """
 
 import json
@@ -13,8 +13,7 @@ import os
 import pendulum
 from airflow.sdk import DAG, Param
 
-from airflow_arcadia.operators.batch import ArcadiaBatchInferenceOperator
-from airflow_arcadia.task_groups.worker import ArcadiaWorkerGroup
+from airflow_arcadia import ArcadiaBatchInferenceOperator, ArcadiaWorkerGroup
 
 # A run by hand need not have a logical date, and then the template has no such name.
 RUN_DATE = "(dag_run.logical_date or dag_run.run_after)"

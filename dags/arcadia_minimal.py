@@ -3,8 +3,7 @@
 import pendulum
 from airflow.sdk import DAG
 
-from airflow_arcadia.operators.batch import ArcadiaBatchInferenceOperator
-from airflow_arcadia.task_groups.worker import ArcadiaWorkerGroup
+from airflow_arcadia import ArcadiaBatchInferenceOperator, ArcadiaWorkerGroup
 
 with DAG("nightly_answers", schedule="@daily", start_date=pendulum.datetime(2026, 1, 1), catchup=False):
     with ArcadiaWorkerGroup("qwen", model="Qwen/Qwen2.5-7B-Instruct", num_gpus=2, ray_cluster=0) as worker:

@@ -9,7 +9,7 @@ import os
 import pendulum
 from airflow.sdk import DAG
 
-from airflow_arcadia.operators.reaper import ArcadiaReapWorkersOperator
+from airflow_arcadia import ArcadiaReapWorkersOperator
 
 with DAG(
     "arcadia_reaper",

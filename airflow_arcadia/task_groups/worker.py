@@ -178,6 +178,11 @@ class ArcadiaWorkerGroup(TaskGroup):
         handles = [ready.output for ready in self.ready]
         return handles if len(handles) > 1 else handles[0]
 
+    def __enter__(self) -> ArcadiaWorkerGroup:
+        """The group itself; tasks made until the block ends belong to it."""
+        super().__enter__()
+        return self
+
     def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
         """Wire the tasks added inside between model_ready and the teardown."""
         super().__exit__(exc_type, exc, traceback)  # type: ignore[no-untyped-call]
