@@ -86,7 +86,7 @@ def test_names_are_taken_once_and_a_stale_change_is_refused(cluster: Cluster):
     made = cluster.core.create_namespaced_config_map(cluster.namespace, body)
     with pytest.raises(client.ApiException) as taken:
         cluster.core.create_namespaced_config_map(cluster.namespace, body)
-    assert (taken.value.status, '"reason": "AlreadyExists"' in taken.value.body) == (409, True)
+    assert (taken.value.status, '"reason":"AlreadyExists"' in taken.value.body) == (409, True)
     cluster.core.patch_namespaced_config_map("c", cluster.namespace, {"data": {"a": "2"}})
     with pytest.raises(client.ApiException) as stale:
         cluster.core.replace_namespaced_config_map("c", cluster.namespace, made)
@@ -133,7 +133,9 @@ def test_an_object_that_breaks_its_schema_is_refused(
     loopback: Loopback, cluster: Cluster, change: Any, said: str
 ):
     with pytest.raises(client.ApiException) as refused:
-        cluster.core.create_namespaced_pod(cluster.namespace, cluster.manifest("p", "", **change))
+        cluster.core.create_namespaced_pod(
+            cluster.namespace, cluster.manifest("p", "", **change), field_validation="Strict"
+        )
     assert said in refused.value.body.replace('\\"', '"')
 
 

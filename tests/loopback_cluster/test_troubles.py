@@ -81,7 +81,8 @@ def test_a_pod_that_outlives_its_deadline_has_failed(cluster: Cluster):
     body = cluster.manifest("late", SLEEP, activeDeadlineSeconds=1, terminationGracePeriodSeconds=1)
     found = cluster.run(body, "Failed")
     assert found["status"]["reason"] == "DeadlineExceeded"
-    assert found["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"] == 143
+    # As PID 1 of a real container it has no default handler of SIGTERM, and is killed.
+    assert found["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"] in {137, 143}
 
 
 def test_a_second_pod_waits_until_the_first_gives_its_gpus_back(cluster: Cluster):

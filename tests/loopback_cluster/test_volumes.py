@@ -178,11 +178,11 @@ def test_a_container_that_is_not_alive_is_restarted(cluster: Cluster):
 
     wait_for(restarted, 20, "a restart")
     events = cluster.core.list_namespaced_event(cluster.namespace, field_selector="involvedObject.name=dead")
-    assert {"Unhealthy", "Killing", "BackOff"} <= {event.reason for event in events.items}
+    assert {"Unhealthy", "Killing"} <= {event.reason for event in events.items}
 
 
 def test_a_log_is_followed_cut_and_dated(cluster: Cluster):
-    script = "import time\nfor n in range(5): print(n); time.sleep(0.2)"
+    script = "import time\nfor n in range(5): print(n, flush=True); time.sleep(0.5)"
     cluster.run(cluster.manifest("log", script), "Running")
     began = time.monotonic()
     stream = cluster.core.read_namespaced_pod_log(
@@ -202,7 +202,10 @@ def test_a_log_is_followed_cut_and_dated(cluster: Cluster):
         _preload_content=False,
         _return_http_data_only=True,
     )
-    assert later.data.split() == [b"3", b"4"]
+    # Lines of the same second come again.
+    second = [line.partition(" ")[2] for line in stamped if line[:19] >= moment[:19]]
+    assert later.data.decode().split() == second
+    assert second[-2:] == ["3", "4"]
 
 
 def test_the_log_of_the_try_before_and_a_containers_last_words_are_kept(cluster: Cluster):

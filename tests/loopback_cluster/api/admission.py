@@ -48,8 +48,8 @@ class Admission:
         self._store = store
         self.services = f"127.{random.randint(64, 126)}"
 
-    def make_namespace(self, name: str) -> None:
-        """A namespace with what a real one has from the start."""
+    def make_namespace(self, name: str, labels: dict[str, str] | None = None) -> Object:
+        """Make a namespace, with what a real one has from the start."""
         objects: list[tuple[str, Object]] = [
             ("serviceaccounts", {"kind": "ServiceAccount", "metadata": {"name": "default"}}),
             (
@@ -57,12 +57,13 @@ class Admission:
                 {"kind": "ConfigMap", "metadata": {"name": "kube-root-ca.crt"}, "data": {"ca.crt": ""}},
             ),
         ]
-        meta = {"name": name, "labels": {"kubernetes.io/metadata.name": name}}
+        meta = {"name": name, "labels": {**(labels or {}), "kubernetes.io/metadata.name": name}}
         space: Object = {"apiVersion": "v1", "kind": "Namespace", "metadata": meta}
-        self._store.add(("", "namespaces", "", name), {**space, "status": {"phase": "Active"}})
+        made = self._store.add(("", "namespaces", "", name), {**space, "status": {"phase": "Active"}})
         for plural, new in objects:
             new["metadata"]["namespace"] = name
             self._store.add(("", plural, name, new["metadata"]["name"]), {"apiVersion": "v1", **new})
+        return made
 
     def admit(self, kind: Kind, new: Object) -> None:
         """Complete a new object in place. Raises what a real server would refuse."""

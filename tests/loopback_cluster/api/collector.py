@@ -1,4 +1,4 @@
-"""The garbage collector: what goes with its owners, some time after them."""
+"""The garbage collector: what goes with its owners or its namespace, some time after them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import copy
 from typing import Any
 
-from tests.loopback_cluster.api.store import FOREGROUND, Key, Store
+from tests.loopback_cluster.api.store import FOREGROUND, Key, Object, Store, now
 
 DELAY_S = 0.2  # a real one takes 0.4 to 20 s
 
@@ -17,7 +17,30 @@ async def run(store: Store) -> None:
         changed = store.changed
         await asyncio.sleep(DELAY_S)
         collect(store)
+        empty_namespaces(store)
         await changed.wait()
+
+
+def terminate(store: Store, key: Key) -> Object:
+    """Mark a namespace for deletion: it goes once nothing is left in it."""
+    found = copy.deepcopy(store.find(key))
+    found["metadata"].setdefault("deletionTimestamp", now())
+    found["status"] = {"phase": "Terminating"}
+    store.put(key, "MODIFIED", found)
+    return found
+
+
+def empty_namespaces(store: Store) -> None:
+    """Delete what is in namespaces that are being deleted, and those that are empty."""
+    for key, space in list(store.objects.items()):
+        if key[:2] != ("", "namespaces") or not space["metadata"].get("deletionTimestamp"):
+            continue
+        inside = {other: found for other, found in store.objects.items() if other[2] == key[3]}
+        for other, found in inside.items():
+            if other in store.objects and not found["metadata"].get("deletionTimestamp"):
+                store.delete(other, {})
+        if not inside:
+            store.remove(key)
 
 
 def collect(store: Store) -> None:

@@ -80,7 +80,9 @@ def _container_faults(container: Object, where: str, volumes: set[str]) -> Itera
     yield from _twice([port["name"] for port in ports if port.get("name")], f"{where}.ports", "name")
     for index, port in enumerate(ports):
         if port.get("name") and not PORT_NAME.fullmatch(port["name"]):
-            yield f'{where}.ports[{index}].name: Invalid value: "{port["name"]}": at most 15 characters'
+            rule = "must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)"
+            rule = "must be no more than 15 characters" if len(port["name"]) > 15 else rule
+            yield f'{where}.ports[{index}].name: Invalid value: "{port["name"]}": {rule}'
         if not 0 < port["containerPort"] < 65536:
             yield f"{where}.ports[{index}].containerPort: Invalid value: must be between 1 and 65535"
     for index, variable in enumerate(container.get("env") or ()):
@@ -104,9 +106,9 @@ def _mount_faults(mounts: list[Object], where: str, volumes: set[str]) -> Iterat
 
 
 def _variable_faults(variable: Object, where: str) -> Iterator[str]:
-    # Clusters before 1.34 hold names to this; later ones allow more.
     if not ENV_NAME.fullmatch(variable["name"]):
-        yield f'{where}.name: Invalid value: "{variable["name"]}": not a valid environment variable name'
+        rule = "a valid environment variable name must consist only of printable ASCII characters"
+        yield f"{where}.name: Invalid value: \"{variable['name']}\": {rule} other than '='"
     source = variable.get("valueFrom")
     if source is not None:
         if variable.get("value"):
@@ -152,8 +154,10 @@ def _resource_faults(resources: Object, where: str) -> Iterator[str]:
 
 def _probe_faults(kind: str, probe: Object, where: str) -> Iterator[str]:
     handlers = [key for key in _HANDLERS if probe.get(key)]
-    if len(handlers) != 1:
-        yield f"{where}: Required value: must specify exactly one handler type"
+    if not handlers:
+        yield f"{where}: Required value: must specify a handler type"
+    if len(handlers) > 1:
+        yield f"{where}.{handlers[1]}: Forbidden: may not specify more than 1 handler type"
     if kind != "readinessProbe" and probe.get("successThreshold") not in (None, 0, 1):
         yield f"{where}.successThreshold: Invalid value: {probe['successThreshold']}: must be 1"
     for field in ("initialDelaySeconds", "timeoutSeconds", "periodSeconds", "failureThreshold"):

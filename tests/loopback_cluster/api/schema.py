@@ -36,10 +36,11 @@ _SIMPLE: dict[str, tuple[type, ...]] = {
     "datetime": (str,),
     "object": (object,),
 }
+_JSON_TYPES = {str: "string", int: "number", float: "number", bool: "bool", list: "array", dict: "object"}
 _LABELS = {"V1ServiceSpec.selector"}
 _MICRO_TIMES = {("V1LeaseSpec", "acquire_time"), ("V1LeaseSpec", "renew_time"), ("CoreV1Event", "event_time")}
 _NAME_RULE = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.'"
-_SERVICE_RULE = "a DNS-1035 label must consist of lower case alphanumerics or '-', and start with a letter"
+_SERVICE_RULE = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-'"
 _LABEL_RULE = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with one"
 _MOST_ANNOTATIONS = 256 * 1024  # bytes, of all together
 
@@ -76,9 +77,9 @@ def _check_metadata(kind: Kind, meta: dict[str, Any], checker: _Checker) -> None
     name = checker.name
     if not name:
         raise checker.invalid("metadata.name: Required value: name or generateName is required")
-    pattern = {"services": values.SERVICE_NAME, "namespaces": values.DNS_LABEL}.get(kind.plural)
+    pattern = values.DNS_LABEL if kind.plural in {"services", "namespaces"} else None
     if not (pattern.fullmatch(name) if pattern and kind.model else values.is_name(name)):
-        rule = _SERVICE_RULE if pattern is values.SERVICE_NAME else _NAME_RULE
+        rule = _SERVICE_RULE if kind.plural == "services" else _NAME_RULE
         raise checker.invalid(f'metadata.name: Invalid value: "{name}": {rule}')
     checker.labels(meta.get("labels") or {}, "metadata.labels")
     annotations = meta.get("annotations") or {}
@@ -133,6 +134,9 @@ class _Checker:
             self._object(value, getattr(client, declared), path)
 
     def _object(self, value: dict[str, Any], model: Any, path: str) -> None:
+        if model is client.V1OwnerReference:
+            for field in ("apiVersion", "kind", "name", "uid"):
+                value.setdefault(field, "")  # refused later, as empty
         fields = {json_name: field for field, json_name in model.attribute_map.items()}
         for key, item in list(value.items()):
             here = f"{path}.{key}".lstrip(".")
@@ -184,6 +188,6 @@ class _Checker:
 
 
 def _wrong_type(path: str, value: Any, declared: str) -> ApiFailure:
-    found = type(value).__name__
-    what = f"json: cannot unmarshal {found} into field {path} of type {declared}"
+    found = _JSON_TYPES.get(type(value), "null")
+    what = f"json: cannot unmarshal {found} into Go struct field {path} of type {declared}"
     return ApiFailure(400, "BadRequest", what)

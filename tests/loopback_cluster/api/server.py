@@ -10,6 +10,7 @@ import random
 import re
 import string
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -35,8 +36,9 @@ class ApiServer:
     """A Kubernetes API on loopback.
 
     :param logs: answers ``pods/log``; the kubelet sets it.
-    :param field_validation: what happens to unknown fields of requests that do not say it themselves:
-        ``Strict`` refuses them, as here is the usual thing; ``Ignore`` drops them.
+    :ivar field_validation: what happens to unknown fields of requests that do not say it themselves:
+        ``Warn``, as real servers have it, and ``Ignore`` drop them (without a warning here); ``Strict``
+        refuses them.
     """
 
     def __init__(self, port: int) -> None:
@@ -45,7 +47,7 @@ class ApiServer:
         self.access = Access()
         self.admission = Admission(self.store)
         self.logs: LogSource | None = None
-        self.field_validation = "Strict"
+        self.field_validation = "Warn"
         self.requests: list[str] = []
         self._runner: web.AppRunner | None = None
         self._collecting: asyncio.Task[None] | None = None
@@ -89,7 +91,7 @@ class ApiServer:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(f"{request.method} {request.path_qs}")
         if request.path in {"/version", "/version/"}:
-            return web.json_response({"major": "1", "minor": "36", "gitVersion": "v1.36.0"})
+            return _json({"major": "1", "minor": "36", "gitVersion": "v1.36.0"})
         if request.path in {"/healthz", "/livez", "/readyz"}:
             return web.Response(text="ok")
         try:
@@ -99,7 +101,7 @@ class ApiServer:
                 return self._resources(group[1])
             return await self._answer(request)
         except ApiFailure as failure:
-            return web.json_response(failure.body, status=failure.code)
+            return _json(failure.body, status=failure.code)
 
     async def _review(self, request: web.Request) -> web.Response:
         """SelfSubjectAccessReview: every authenticated user may ask what it may do."""
@@ -148,12 +150,12 @@ class ApiServer:
                 assert self.logs is not None, "no kubelet runs"
                 answer: web.StreamResponse = await self.logs(request, target, found)
                 return answer
-            return web.json_response(found)
+            return _json(found)
         matches = _matcher(request, target)
         if watching:
             return await Watch(self.store, target.kind, matches, lambda: not self._up).serve(request)
         items = [copy.deepcopy(o) for key, o in sorted(self.store.objects.items()) if matches(key, o)]
-        return web.json_response(
+        return _json(
             {
                 "kind": f"{target.kind.name}List",
                 "apiVersion": target.kind.api_version,
@@ -179,15 +181,22 @@ class ApiServer:
         if request.query.get("dryRun"):
             if key in self.store.objects:
                 raise ApiFailure(409, "AlreadyExists", f'{key[1]} "{key[3]}" already exists')
-            return web.json_response(body, status=201)
-        return web.json_response(self.store.add(key, body), status=201)
+            return _json(body, status=201)
+        if target.kind.plural == "namespaces":
+            return _json(self.admission.make_namespace(meta["name"], meta.get("labels") or {}), status=201)
+        return _json(self.store.add(key, body), status=201)
 
     def _place(self, target: Target, meta: Object) -> None:
         if meta.setdefault("namespace", target.namespace) != target.namespace:
             why = "the namespace of the provided object does not match the namespace sent on the request"
             raise ApiFailure(400, "BadRequest", why)
-        if ("", "namespaces", "", target.namespace) not in self.store.objects:
+        space = self.store.objects.get(("", "namespaces", "", target.namespace))
+        if space is None:
             raise not_found("namespaces", target.namespace)
+        if space["metadata"].get("deletionTimestamp"):
+            what = f'{target.kind.plural} "{meta.get("name", "")}" is forbidden'
+            why = f"unable to create new content in namespace {target.namespace}"
+            raise ApiFailure(403, "Forbidden", f"{what}: {why} because it is being terminated")
 
     def _check(self, request: web.Request, kind: Kind, body: Object) -> None:
         asked = request.query.get("fieldValidation") or self.field_validation
@@ -213,8 +222,8 @@ class ApiServer:
         if target.kind.plural == "pods" and target.part is None:
             require_pod_update(old, new)
         if request.query.get("dryRun"):
-            return web.json_response(new)
-        return web.json_response(self.store.change(target.key, new))
+            return _json(new)
+        return _json(self.store.change(target.key, new))
 
     def _changed(self, request: web.Request, target: Target, old: Object, body: Any) -> Object:
         """The object as the request wants it."""
@@ -242,7 +251,7 @@ class ApiServer:
             raise ApiFailure(409, "Conflict", f"pod {target.name} is already assigned or being deleted")
         pod["spec"]["nodeName"] = body["target"]["name"]
         self.store.change(target.key, pod)
-        return web.json_response({"kind": "Status", "apiVersion": "v1", "status": "Success"}, status=201)
+        return _json({"kind": "Status", "apiVersion": "v1", "status": "Success"}, status=201)
 
     def _delete(self, request: web.Request, target: Target, body: Object) -> web.Response:
         options = dict(body)
@@ -250,17 +259,24 @@ class ApiServer:
             options["gracePeriodSeconds"] = int(request.query["gracePeriodSeconds"])
         if "propagationPolicy" in request.query:
             options["propagationPolicy"] = request.query["propagationPolicy"]
+        if target.key[:2] == ("", "namespaces") and target.name:
+            return _json(collector.terminate(self.store, target.key))
         if target.name:
             found = self.store.delete(target.key, options)
             if target.key in self.store.objects or target.kind.plural in _RETURNED_WHEN_DELETED:
-                return web.json_response(found)
+                return _json(found)
             details = {"name": target.name, "kind": target.kind.plural, "uid": found["metadata"]["uid"]}
             status = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}
-            return web.json_response({**status, "details": {**details, "group": target.kind.group}})
+            return _json({**status, "details": {**details, "group": target.kind.group}})
         matches = _matcher(request, target)
         gone = [key for key, found in self.store.objects.items() if matches(key, found)]
         items = [self.store.delete(key, options) for key in gone]
-        return web.json_response({"kind": f"{target.kind.name}List", "apiVersion": "v1", "items": items})
+        return _json({"kind": f"{target.kind.name}List", "apiVersion": "v1", "items": items})
+
+
+def _json(body: Any, status: int = 200) -> web.Response:
+    """As a real server writes it: without spaces."""
+    return web.json_response(body, status=status, dumps=partial(json.dumps, separators=(",", ":")))
 
 
 def _verb(method: str, target: Target, watching: bool) -> str:

@@ -83,6 +83,9 @@ def _since(seconds: str | None, moment: str | None) -> str:
         start = datetime.datetime.now(utc) - datetime.timedelta(seconds=int(seconds))
     elif moment:
         start = datetime.datetime.fromisoformat(moment.replace("Z", "+00:00")).astimezone(utc)
+        start = start.replace(
+            microsecond=0
+        )  # the kubelet keeps whole seconds: lines of that second come again
     else:
         return ""
     return start.strftime("%Y-%m-%dT%H:%M:%S.%f")

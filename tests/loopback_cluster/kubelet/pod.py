@@ -159,11 +159,13 @@ class PodWorker:
             if self.ending.is_set() or policy == "Never" or (policy == "OnFailure" and code == 0):
                 return container.exit_code if container.exit_code is not None else 137
             container.last_state = container.state
+            container.restarts += 1
+            if container.restarts == 1:
+                continue  # only what fails again is made to wait
             name = f"{container.name} pod={self.pod['metadata']['name']}"
             container.wait_for(
                 "CrashLoopBackOff", f"back-off {back_off:g}s restarting failed container={name}"
             )
-            container.restarts += 1
             self._tell_event("BackOff", f"Back-off restarting failed container {container.name} in pod")
             if await self._ends_within(back_off):
                 break
