@@ -1,5 +1,5 @@
 """The cluster that the manifests are held against."""
 
-from tests.loopback_cluster.conftest import cluster, loopback
+from tests.loopback_cluster.conftest import cluster, loopback, stand_ins_are_removed
 
-__all__ = ["cluster", "loopback"]
+__all__ = ["cluster", "loopback", "stand_ins_are_removed"]

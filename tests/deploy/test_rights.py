@@ -21,7 +21,7 @@ from tests.loopback_cluster.cluster import Cluster, Loopback
 BASE = role("airflow-arcadia", "tests")
 RAY = role("airflow-arcadia-ray", "tests")
 WORKERS = role("airflow-arcadia-workers", "tests")
-SLOW = f"import time; time.sleep(1.5)\n{STAND_IN}"
+SLOW = f"import os, time; time.sleep(float(os.environ.get('LOADING_S', '1.5')))\n{STAND_IN}"
 """A worker that takes a moment to load: what is asked while one waits must be asked."""
 LOGS = ("get", "", "pods/log")
 """The one right that is missed without a failure: no log is no reason to end a wait."""
@@ -47,10 +47,11 @@ def ready(cluster: Cluster, loopback: Loopback, monkeypatch: pytest.MonkeyPatch)
     return loopback
 
 
-def worker(cluster: Cluster, run_id: str) -> Run:
+def worker(cluster: Cluster, run_id: str, loading_s: float = 1.5) -> Run:
     """A run whose worker takes a moment to load."""
     pod = stand_in(cluster)
     pod["full_pod_spec"]["spec"]["containers"][0]["command"][-1] = SLOW
+    pod["full_pod_spec"]["spec"]["containers"][0]["env"] = [{"name": "LOADING_S", "value": str(loading_s)}]
     return Run(cluster, run_id, pod)
 
 
@@ -123,20 +124,18 @@ def test_a_ray_clusters_life_uses_every_right_of_its_role(ready: Loopback, clust
 @pytest.fixture
 def with_arcadia(
     cluster: Cluster, loopback: Loopback, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Loopback, str]:
-    """A cluster where Arcadia acts, and the URL of a Worker that is there; Airflow is held to the Roles."""
+) -> tuple[Loopback, dict[str, str]]:
+    """A cluster where Arcadia acts, and where a Worker of its is reached; Airflow is held to the Roles."""
     connect(monkeypatch, cluster)
-    arcadia.start_arcadia(cluster, loopback, runner=SLOW)
-    url = arcadia.made_before(cluster, "qwen")
+    arcadia.start_arcadia(cluster, runner=SLOW)
+    reached = arcadia.made_before(cluster, "qwen")
     loopback.obey([BASE, WORKERS])
-    return loopback, url
+    return loopback, reached
 
 
-def an_arcadia_workers_life(cluster: Cluster, url: str) -> str | None:
+def an_arcadia_workers_life(cluster: Cluster, reached: dict[str, str]) -> str | None:
     """One made and deleted, one taken online and offline; returns why a wait failed, if one did."""
-    for number, settings in enumerate(
-        (arcadia.made_here(), {"name": "qwen", "existing": True, "worker_url": url})
-    ):
+    for number, settings in enumerate((arcadia.made_here(), {"name": "qwen", "existing": True, **reached})):
         run = Run(cluster, f"manual__{number}")
         run.reserve()
         for _ in range(2):
@@ -148,10 +147,10 @@ def an_arcadia_workers_life(cluster: Cluster, url: str) -> str | None:
 
 
 def test_an_arcadia_workers_life_uses_every_right_of_its_role(
-    with_arcadia: tuple[Loopback, str], cluster: Cluster
+    with_arcadia: tuple[Loopback, dict[str, str]], cluster: Cluster
 ):
-    loopback, url = with_arcadia
-    assert an_arcadia_workers_life(cluster, url) is None
+    loopback, reached = with_arcadia
+    assert an_arcadia_workers_life(cluster, reached) is None
     used = loopback.api.access.used
     assert {right for right in used if right[2] == "workers"} == rights(WORKERS)
     assert {right for right in used if right[2] != "rayclusters"} <= rights(BASE, WORKERS)
@@ -159,11 +158,11 @@ def test_an_arcadia_workers_life_uses_every_right_of_its_role(
 
 @pytest.mark.parametrize("verb", sorted(right[0] for right in rights(WORKERS)))
 def test_a_right_on_workers_taken_away_is_named(
-    with_arcadia: tuple[Loopback, str], cluster: Cluster, verb: str
+    with_arcadia: tuple[Loopback, dict[str, str]], cluster: Cluster, verb: str
 ):
-    loopback, url = with_arcadia
+    loopback, reached = with_arcadia
     loopback.api.access.denied.add((verb, "workers"))
-    assert f"may not {verb} workers" in said_by(lambda: an_arcadia_workers_life(cluster, url))
+    assert f"may not {verb} workers" in said_by(lambda: an_arcadia_workers_life(cluster, reached))
 
 
 @pytest.mark.parametrize("verb", sorted(right[0] for right in rights(RAY)))
@@ -187,7 +186,8 @@ def test_a_right_taken_away_is_named_by_whatever_fails_without_it(
 ):
     verb, _, resource = right
     ready.api.access.denied.add((verb, resource))
-    run = worker(cluster, "manual__denied")
+    # A watch is only missed while one waits.
+    run = worker(cluster, "manual__denied", loading_s=10 if verb == "watch" else 1.5)
     said = said_by(lambda: live(run))
     assert f"may not {verb} {resource}" in said
     assert f"Add the verb '{verb}' on '{resource}'" in said

@@ -1,30 +1,31 @@
-"""Arcadia in the loopback cluster: its operator's stand-in, its configuration, an image that answers."""
+"""Arcadia in a cluster for tests: its operator's stand-in, its configuration, an image that answers."""
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
+import pytest
 import yaml
 from kubernetes import client  # noqa: TID253
 
-from airflow_arcadia.ports import free_port
 from tests.conftest import wait_for
-from tests.kubernetes.workers import STAND_IN
-from tests.loopback_cluster.cluster import Cluster, Loopback, image_of
-from tests.loopback_cluster.controllers.arcadia import CONFIG, GROUP, Arcadia
+from tests.kubernetes.workers import STAND_IN, pods_share_an_address, where
+from tests.loopback_cluster.cluster import Cluster
+from tests.loopback_cluster.controllers.arcadia import CONFIG, GROUP, PORT, Arcadia
 
 RUNNER = "registry.test/runner:0"
 LIMITS = {"limits": {"cpu": "1", "memory": "1Gi"}}
 RESOURCE = (GROUP, "v1alpha1")
 
 
-def start_arcadia(cluster: Cluster, loopback: Loopback, *, runner: str = STAND_IN) -> None:
-    """Run the operator's stand-in.
+def start_arcadia(cluster: Cluster, *, runner: str = STAND_IN) -> None:
+    """Run the operator's stand-in; skips the test where the operator itself is.
 
     :param runner: the program of the image :data:`RUNNER`.
     """
-    loopback.images[RUNNER] = image_of(sys.executable, "python3", "-u", "-c", runner)
+    if cluster.loopback is None and cluster.has_operator(Arcadia):
+        pytest.skip("Arcadia's own operator would pull the image of the test's program")
+    run_as_runner(cluster, runner)
     configuration = {
         "gateway": {"controller": "http://127.0.0.1:9"},
         "rayClusters": [{"name": "two-gpus", "headAddress": "127.0.0.1:9"}],
@@ -36,30 +37,38 @@ def start_arcadia(cluster: Cluster, loopback: Loopback, *, runner: str = STAND_I
         "data": {"config": yaml.safe_dump(configuration)},
     }
     cluster.core.create_namespaced_config_map(cluster.namespace, body)
-    cluster.run_controller(Arcadia)
+    cluster.run_controller(Arcadia, programs=cluster.programs)
     wait_for(lambda: workers(cluster) is not None, 20, "Workers to be served")
+
+
+def run_as_runner(cluster: Cluster, program: str) -> None:
+    """Let pods of the image :data:`RUNNER` that are made from now on run this Python program."""
+    cluster.programs[RUNNER] = (cluster.python_image, ["python3", "-u", "-c", program])
 
 
 def made_here(**more: Any) -> dict[str, Any]:
     """Settings of a Worker that is quick to be ready."""
-    port = free_port()
+    variables, reached = listening()
     return {
         "resources": LIMITS,
         "runner": {"image": RUNNER},
-        "additional_envs": at(port),
-        "worker_url": f"http://127.0.0.1:{port}",
+        "additional_envs": variables,
+        **reached,
         **more,
     }
 
 
-def at(port: int) -> list[dict[str, str]]:
-    """Variables of a runner that listens there: in the loopback cluster all pods share one address."""
-    return [{"name": "ARCADIA_HOST", "value": "127.0.0.1"}, {"name": "ARCADIA_PORT", "value": str(port)}]
+def listening() -> tuple[list[dict[str, str]], dict[str, str]]:
+    """Variables that tell a runner where to listen, and settings that tell Airflow where it is reached."""
+    found = where()
+    at = {"ARCADIA_HOST": str(found["host"]), "ARCADIA_PORT": str(found.get("port", PORT))}
+    reached = {"worker_url": found["worker_url"]} if pods_share_an_address() else {}
+    return [{"name": key, "value": value} for key, value in at.items()], reached
 
 
-def made_before(cluster: Cluster, name: str, *, replicas: int = 0, **spec: Any) -> str:
-    """Somebody else's Worker, and the URL it will be at."""
-    port = free_port()
+def made_before(cluster: Cluster, name: str, *, replicas: int = 0, **spec: Any) -> dict[str, str]:
+    """Make somebody else's Worker; returns the settings that tell Airflow where it is reached."""
+    variables, reached = listening()
     given = [{"name": "NUMBER_GPUS", "value": "1"}, {"name": "RAY_CLUSTER_INDEX", "value": "0"}]
     body = {
         "apiVersion": "/".join(RESOURCE),
@@ -71,14 +80,14 @@ def made_before(cluster: Cluster, name: str, *, replicas: int = 0, **spec: Any) 
             "replicas": replicas,
             "resources": LIMITS,
             "runner": {"image": RUNNER},
-            "additionalEnvs": [*given, *at(port)],
+            "additionalEnvs": [*given, *variables],
             **spec,
         },
     }
     cluster.custom.create_namespaced_custom_object(*RESOURCE, cluster.namespace, "workers", body)
     state = "Running" if replicas else "Offline"
     wait_for(lambda: reason(cluster, name) == state, 20, f"Worker {name} to be {state}")
-    return f"http://127.0.0.1:{port}"
+    return reached
 
 
 def workers(cluster: Cluster) -> list[dict[str, Any]] | None:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_arcadia.exceptions import TeardownError
+from airflow_arcadia.exceptions import ArcadiaConfigError, TeardownError
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
 from airflow_arcadia.launchers.arcadia_worker.launcher import CustomResourceLauncher
 from airflow_arcadia.launchers.arcadia_worker.ownership import TAKEN_BY, WorkerInUseError
@@ -23,15 +23,15 @@ from airflow_arcadia.worker import RayConnection
 from tests.airflow_context import make_context
 from tests.conftest import wait_for
 from tests.kubernetes import arcadia
-from tests.kubernetes.arcadia import RUNNER, made_before, made_here, pods, reason, worker
+from tests.kubernetes.arcadia import made_before, made_here, pods, reason, worker
 from tests.kubernetes.workers import Run, connect, told_in_time
 from tests.loopback_cluster.cluster import Cluster, Loopback
 
 
 @pytest.fixture
-def run(cluster: Cluster, loopback: Loopback, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+def run(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     connect(monkeypatch, cluster)
-    arcadia.start_arcadia(cluster, loopback)
+    arcadia.start_arcadia(cluster)
     made = Run(cluster)
     made.reserve()
     yield made
@@ -120,12 +120,12 @@ def test_a_manifest_of_arcadias_documentation_runs(run: Run, cluster: Cluster, t
 
 
 def test_an_existing_worker_is_taken_online_and_offline_and_never_deleted(run: Run, cluster: Cluster):
-    url = made_before(cluster, "qwen")
+    reached = made_before(cluster, "qwen")
     before = worker(cluster, "qwen")
-    handle = launch(run, name="qwen", existing=True, worker_url=url)
+    handle = launch(run, name="qwen", existing=True, **reached)
     assert run.wait() is None
     assert (
-        launch(run, name="qwen", existing=True, worker_url=url, try_number=2)["where"]["uid"]
+        launch(run, name="qwen", existing=True, **reached, try_number=2)["where"]["uid"]
         == (handle["where"]["uid"])
     )
     run.teardown(grace=1)
@@ -141,8 +141,8 @@ def test_an_existing_worker_is_taken_online_and_offline_and_never_deleted(run: R
 
 
 def test_one_that_was_online_before_stays_online(run: Run, cluster: Cluster):
-    url = made_before(cluster, "qwen", replicas=1)
-    launch(run, name="qwen", existing=True, worker_url=url)
+    reached = made_before(cluster, "qwen", replicas=1)
+    launch(run, name="qwen", existing=True, **reached)
     assert run.wait() is None
     run.teardown(grace=1)
     wait_for(lambda: reason(cluster, "qwen") == "Running", 20, "Arcadia to say so, too")
@@ -164,17 +164,17 @@ def test_two_runs_side_by_side_do_not_touch_each_other(run: Run, cluster: Cluste
 
 
 def test_two_runs_do_not_share_a_worker_and_one_whose_run_is_gone_is_taken_over(run: Run, cluster: Cluster):
-    url = made_before(cluster, "qwen")
-    launch(run, name="qwen", existing=True, worker_url=url)
+    reached = made_before(cluster, "qwen")
+    launch(run, name="qwen", existing=True, **reached)
     other = Run(cluster, "manual__2")
     other.reserve()
     with pytest.raises(WorkerInUseError, match=f"lease {run.lease} took it online"):
-        launch(other, name="qwen", existing=True, worker_url=url)
+        launch(other, name="qwen", existing=True, **reached)
     other.teardown(grace=1)
     assert (worker(cluster, "qwen") or {})["spec"]["replicas"] == 1
     cluster.coordination.delete_namespaced_lease(run.lease, cluster.namespace)
     other.reserve()
-    launch(other, name="qwen", existing=True, worker_url=url)
+    launch(other, name="qwen", existing=True, **reached)
     assert other.wait() is None
     other.teardown(grace=1)
     assert (worker(cluster, "qwen") or {})["spec"]["replicas"] == 0
@@ -211,7 +211,7 @@ def test_a_worker_of_somebody_elses_is_neither_taken_over_nor_deleted(run: Run, 
 def test_a_launch_that_a_teardown_overtook_takes_the_worker_offline_again(
     run: Run, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ):
-    url = made_before(cluster, "qwen")
+    reached = made_before(cluster, "qwen")
     make = CustomResourceLauncher._make
 
     async def overtaken(self: CustomResourceLauncher, *args: Any) -> Any:
@@ -220,7 +220,7 @@ def test_a_launch_that_a_teardown_overtook_takes_the_worker_offline_again(
 
     monkeypatch.setattr(CustomResourceLauncher, "_make", overtaken)
     with pytest.raises(LeaseError):
-        launch(run, name="qwen", existing=True, worker_url=url)
+        launch(run, name="qwen", existing=True, **reached)
     assert (worker(cluster, "qwen") or {})["spec"]["replicas"] == 0
 
 
@@ -228,8 +228,8 @@ def test_a_pod_that_does_not_go_keeps_the_lease_for_a_later_teardown(
     run: Run, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("airflow_arcadia.launchers.arcadia_worker.launcher._GONE_S", 0.5)
-    url = made_before(cluster, "qwen")
-    launch(run, name="qwen", existing=True, worker_url=url)
+    reached = made_before(cluster, "qwen")
+    launch(run, name="qwen", existing=True, **reached)
     assert run.wait() is None
     (pod,) = pods(cluster, "qwen")
     held = {"metadata": {"finalizers": ["tests.example/hold"]}}
@@ -267,12 +267,8 @@ def test_a_worker_that_fits_on_no_node_is_named(run: Run, cluster: Cluster, told
     assert "Insufficient nvidia.com/gpu" in told(lambda: pods(cluster, run.lease))
 
 
-def test_a_worker_that_crashes_is_named_with_the_cause_in_its_log(
-    run: Run, cluster: Cluster, loopback: Loopback, told: Any
-):
-    loopback.images[RUNNER] = arcadia.image_of(
-        "/usr/bin/python3", "python3", "-c", "raise ValueError('the cause')"
-    )
+def test_a_worker_that_crashes_is_named_with_the_cause_in_its_log(run: Run, cluster: Cluster, told: Any):
+    arcadia.run_as_runner(cluster, "raise ValueError('the cause')")
     launch(run)
     assert "ValueError: the cause" in told(lambda: container_waits(cluster, run.lease, "CrashLoopBackOff"))
 
@@ -293,10 +289,10 @@ def test_a_worker_taken_offline_or_deleted_by_hand_is_named(run: Run, cluster: C
 
 
 def test_the_runners_log_is_told_while_one_waits(
-    run: Run, loopback: Loopback, capsys: pytest.CaptureFixture[str]
+    run: Run, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ):
     script = "print('loading weights', flush=True); import time; time.sleep(2); raise SystemExit(3)"
-    loopback.images[RUNNER] = arcadia.image_of("/usr/bin/python3", "python3", "-c", script)
+    arcadia.run_as_runner(cluster, script)
     launch(run)
     assert "exit code 3" in str(run.wait())
     assert f"[{run.lease}] loading weights" in capsys.readouterr().out
@@ -366,6 +362,6 @@ def test_a_ray_cluster_index_is_held_against_arcadias_configuration(
     connect(monkeypatch, cluster, arcadia_config_map="arcadia-config", arcadia_config_yaml="")
     with pytest.raises(AirflowFailException, match=r"RAY_CLUSTER_INDEX 1 is out of range.*0: two-gpus"):
         launch(run, ray_cluster_index=1)
-    with pytest.raises(AirflowFailException, match=r"ray_cluster_index is 'x'"):
+    with pytest.raises(ArcadiaConfigError, match=r"ray_cluster_index is 'x'"):
         launch(run, ray_cluster_index="x")
     assert arcadia.workers(cluster) == []

@@ -102,7 +102,7 @@ def stage(
     model = Path(tiny_model)
     named = os.environ.get("ARCADIA_TEST_MODEL_VOLUME")
     volume = json.loads(named) if named else {"hostPath": {"path": str(model.parent)}}
-    pod = {**where(cluster), "image": cluster.worker_image, "model_volume": volume, "shm_size": "1Gi"}
+    pod = {**where(), "image": cluster.worker_image, "model_volume": volume, "shm_size": "1Gi"}
     before = set(os.listdir("/dev/shm"))
     with (
         request.param(cluster, tmp_path, worker_python, volume) as rays,

@@ -18,6 +18,7 @@ import requests
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
 from airflow_arcadia.kubernetes.kinds import WORKER_LABEL, Object
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
+from airflow_arcadia.kubernetes.pod_template import CACHE_PATH
 from airflow_arcadia.launchers.arcadia_worker.launcher import CustomResourceLauncher
 from airflow_arcadia.launchers.arcadia_worker.settings import WorkerResourceSettings
 from airflow_arcadia.launchers.base import Launcher
@@ -26,13 +27,12 @@ from airflow_arcadia.launchers.pod.settings import PodSettings
 from airflow_arcadia.launchers.process import ProcessLauncher
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.lease_store import LeaseError, Leases, LeaseStore
-from airflow_arcadia.ports import free_port
 from airflow_arcadia.processes import end, find_marked
 from airflow_arcadia.readiness import ProcessObservation
 from airflow_arcadia.worker import WorkerHandle, WorkerSpec
 from tests.conftest import unique_identity, wait_for
 from tests.kubernetes import arcadia
-from tests.kubernetes.workers import connect
+from tests.kubernetes.workers import connect, where
 from tests.loopback_cluster.cluster import Cluster
 
 pytestmark = pytest.mark.cluster  # its fixture is asked for by name, which no marker follows from
@@ -135,10 +135,7 @@ def process(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 def pod(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """In a cluster."""
     cluster, leases, held = in_cluster(request)
-    port = free_port()
-    settings = PodSettings(
-        image=cluster.python_image, host="127.0.0.1", port=port, worker_url=f"http://127.0.0.1:{port}"
-    )
+    settings = PodSettings(image=cluster.python_image, **where())
 
     def with_our_worker(manifest: Object) -> Object:
         manifest["spec"]["containers"][0]["command"] = ["python3", "-u", "-c", WORKER]
@@ -147,24 +144,24 @@ def pod(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     def launcher() -> PodLauncher:
         return PodLauncher(ArcadiaHook().kubernetes, leases, settings, request=with_our_worker)
 
-    return in_sight_of(request, launcher, leases, held, spec(held, tmp_path))
+    # In a volume of the container's: it is there after a restart.
+    return in_sight_of(request, launcher, leases, held, spec(held, Path(CACHE_PATH)))
 
 
 def custom_resource(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """In a cluster where Arcadia acts."""
     cluster, leases, held = in_cluster(request)
-    arcadia.start_arcadia(cluster, request.getfixturevalue("loopback"), runner=WORKER)
+    arcadia.start_arcadia(cluster, runner=WORKER)
     settings = WorkerResourceSettings.parse(arcadia.made_here())
 
     def launcher() -> CustomResourceLauncher:
         return CustomResourceLauncher(ArcadiaHook().kubernetes, leases, settings)
 
-    return in_sight_of(request, launcher, leases, held, spec(held, tmp_path))
+    return in_sight_of(request, launcher, leases, held, spec(held, Path("/data/models")))
 
 
 def in_cluster(request: pytest.FixtureRequest) -> tuple[Cluster, KubernetesLeases, Lease]:
     cluster: Cluster = request.getfixturevalue("cluster")
-    request.getfixturevalue("loopback")  # the test's program is run from this machine's files
     connect(request.getfixturevalue("monkeypatch"), cluster)
     leases = KubernetesLeases(ArcadiaHook().kubernetes)
     return cluster, leases, leases.reserve(unique_identity(), time.time())
@@ -179,11 +176,10 @@ def in_sight_of(
 ) -> Place:
     """In a cluster, whose API server may be away."""
     cluster: Cluster = request.getfixturevalue("cluster")
-    loopback = request.getfixturevalue("loopback")
 
     @contextmanager
     def out_of_sight(handle: WorkerHandle) -> Iterator[WorkerHandle]:
-        with loopback.api_away():
+        with request.getfixturevalue("loopback").api_away():
             yield handle
 
     return Place(launcher, leases, held, spec, lambda: objects(cluster, held.name), out_of_sight)

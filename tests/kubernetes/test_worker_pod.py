@@ -168,7 +168,7 @@ def test_a_missing_right_is_named_by_verb_and_resource(run: Run, loopback: Loopb
         run.launch()
 
 
-def test_a_used_up_quota_is_named_and_may_be_tried_again(run: Run, cluster: Cluster, loopback: Loopback):
+def test_a_used_up_quota_is_named_and_may_be_tried_again(run: Run, cluster: Cluster):
     quota = {
         "apiVersion": "v1",
         "kind": "ResourceQuota",

@@ -25,7 +25,7 @@ from airflow_arcadia.ports import free_port
 from airflow_arcadia.triggers.worker import ArcadiaModelReadyTrigger
 from tests.airflow_context import make_context, set_connection
 from tests.conftest import wait_for
-from tests.loopback_cluster.cluster import Cluster
+from tests.loopback_cluster.cluster import KUBECONFIG_VARIABLE, Cluster
 
 STAND_IN = """
 import http.server, json, os, signal, sys
@@ -151,16 +151,25 @@ def told_in_time(said: Callable[[], Any], wait: Callable[[], str | None]) -> str
 def stand_in(cluster: Cluster) -> dict[str, Any]:
     """Pod settings of a worker that is quick to be ready."""
     container = {"name": "worker", "command": ["python3", "-c", STAND_IN]}
-    return where(cluster) | {"full_pod_spec": {"spec": {"containers": [container]}}}
+    return where() | {"full_pod_spec": {"spec": {"containers": [container]}}}
 
 
-def where(cluster: Cluster) -> dict[str, Any]:
-    """Where a worker listens and is reached: in the loopback cluster all pods share one address."""
-    if cluster.loopback is None:
+def where() -> dict[str, Any]:
+    """Where a worker listens and is reached, as a pod's settings."""
+    if not pods_share_an_address():
         url = os.environ.get("ARCADIA_TEST_WORKER_URL", DEFAULT_WORKER_URL)
         return {"host": "0.0.0.0", "worker_url": url}
     port = free_port()
     return {"host": "127.0.0.1", "port": port, "worker_url": f"http://127.0.0.1:{port}"}
+
+
+def pods_share_an_address() -> bool:
+    """Whether all pods have this machine's 127.0.0.1, so that each needs a port of its own.
+
+    So it is in the loopback cluster, and wherever ARCADIA_TEST_SHARED_NETWORK says it.
+    """
+    named = bool(os.environ.get(KUBECONFIG_VARIABLE))
+    return not named or bool(os.environ.get("ARCADIA_TEST_SHARED_NETWORK"))
 
 
 def connect(monkeypatch: pytest.MonkeyPatch, cluster: Cluster, **more: Any) -> None:

@@ -15,13 +15,14 @@ import yaml
 from kubernetes import client, config  # noqa: TID253 - the test's own look at the cluster
 
 from tests.conftest import ROOT, wait_for
-from tests.loopback_cluster.controllers.base import Controller
+from tests.loopback_cluster.controllers.base import STAND_IN_LABEL, Controller
 from tests.loopback_cluster.kubelet.images import Image
 from tests.loopback_cluster.kubelet.loopback import TOKEN, Loopback
 
 __all__ = ["TOKEN", "Cluster", "Image", "Loopback", "image_of", "loopback_images", "write_kubeconfig"]
 
 KUBECONFIG_VARIABLE = "ARCADIA_TEST_KUBECONFIG"
+NAMESPACE_PREFIX = "arcadia-test-"
 WORKER_IMAGE = "registry.test/arcadia-worker:0"
 PYTHON_IMAGE = "registry.test/python:3"
 
@@ -49,6 +50,7 @@ def loopback_images(worker_python: str) -> dict[str, Image]:
 class Cluster:
     """What the suite needs of a cluster, whichever it is.
 
+    :param namespace: of the test; in a cluster of ``ARCADIA_TEST_KUBECONFIG`` each test has one of its own.
     :param loopback: the pair; None for a cluster of ``ARCADIA_TEST_KUBECONFIG``.
     """
 
@@ -57,6 +59,8 @@ class Cluster:
     worker_image: str
     python_image: str
     loopback: Loopback | None
+    programs: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
+    """Image that no registry has → image and command in its place: how stand-ins run a test's program."""
     _stops: list[Callable[[], None]] = field(default_factory=list)
 
     @property
@@ -79,16 +83,17 @@ class Cluster:
         context = "admin" if self.loopback else None
         return config.new_client_from_config(str(self.kubeconfig), context=context)
 
-    def run_controller(self, kind: type[Controller]) -> None:
-        """Run a stand-in until the test ends, unless the cluster has that operator's resource already."""
+    def run_controller(self, kind: type[Controller], **more: Any) -> None:
+        """Run a stand-in until the test ends, unless the cluster has that operator itself.
+
+        :param more: further arguments of the stand-in.
+        """
         context = "admin" if self.loopback else None
-        controller = kind(self.kubeconfig, self.namespace, context)
+        controller = kind(self.kubeconfig, self.namespace, context, **more)
         if self.loopback:
             self.loopback.run_controller(controller.run())
             return
-        name = kind.definition["metadata"]["name"]
-        known = client.ApiextensionsV1Api(self._client).list_custom_resource_definition().items
-        if name in {definition.metadata.name for definition in known}:
+        if self.has_operator(kind):
             return
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, name=kind.__name__, daemon=True)
@@ -101,6 +106,39 @@ class Cluster:
             thread.join()
 
         self._stops.append(stop)
+
+    def has_operator(self, kind: type[Controller]) -> bool:
+        """Whether somebody else than a stand-in has defined that operator's resource."""
+        return any(
+            found.metadata.name == kind.definition["metadata"]["name"]
+            and STAND_IN_LABEL not in (found.metadata.labels or {})
+            for found in client.ApiextensionsV1Api(self._client).list_custom_resource_definition().items
+        )
+
+    def make_namespace(self) -> None:
+        """Give the test a namespace of its own, in which nobody has left anything."""
+        body = {
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {"generateName": NAMESPACE_PREFIX, "labels": {STAND_IN_LABEL: "true"}},
+        }
+        self.namespace = self.core.create_namespace(body).metadata.name
+
+        def accounts() -> bool:
+            found = self.core.list_namespaced_service_account(self.namespace).items
+            return "default" in {account.metadata.name for account in found}
+
+        wait_for(accounts, 60, "the namespace's service account")
+
+    def remove_namespace(self) -> None:
+        """Delete it with all that is in it, quotas and what did not go included."""
+        self.core.delete_namespace(self.namespace)
+
+    def remove_definitions(self) -> None:
+        """Delete the resources that stand-ins defined."""
+        api = client.ApiextensionsV1Api(self._client)
+        for found in api.list_custom_resource_definition(label_selector=STAND_IN_LABEL).items:
+            api.delete_custom_resource_definition(found.metadata.name)
 
     def close(self) -> None:
         """End what runs for the test beside the cluster."""
@@ -187,13 +225,13 @@ def write_kubeconfig(path: Path, url: str) -> Path:
 
 
 def named_cluster() -> Cluster | None:
-    """The cluster of ``ARCADIA_TEST_KUBECONFIG``, if one is named."""
+    """The cluster of ``ARCADIA_TEST_KUBECONFIG``, if one is named; without a namespace yet."""
     path = os.environ.get(KUBECONFIG_VARIABLE)
     if not path:
         return None
     return Cluster(
         kubeconfig=Path(path),
-        namespace=os.environ.get("ARCADIA_TEST_NAMESPACE", "default"),
+        namespace="",
         worker_image=os.environ.get("ARCADIA_TEST_WORKER_IMAGE", "vllm/vllm-openai-cpu:latest"),
         python_image=os.environ.get("ARCADIA_TEST_PYTHON_IMAGE", "python:3.11-slim"),
         loopback=None,

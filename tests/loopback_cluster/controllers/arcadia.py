@@ -9,6 +9,8 @@ the loopback share their ports, the variable ARCADIA_PORT also moves the contain
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -63,9 +65,22 @@ class RefusedError(Exception):
 
 
 class Arcadia(Controller):
-    """Acts on Workers."""
+    """Acts on Workers.
+
+    :param programs: name of a runner's image that no registry has → the image and the command in its place.
+    """
 
     definition = definition(GROUP, "v1alpha1", "Worker", "workers", _SPEC)
+
+    def __init__(
+        self,
+        kubeconfig: Path,
+        namespace: str,
+        context: str | None = None,
+        programs: Mapping[str, tuple[str, list[str]]] | None = None,
+    ) -> None:
+        super().__init__(kubeconfig, namespace, context)
+        self._programs = programs if programs is not None else {}
 
     async def reconcile(self, found: Object) -> Object:
         """See :meth:`Controller.reconcile`."""
@@ -82,7 +97,11 @@ class Arcadia(Controller):
                 await self.make("persistentvolumeclaims", _claim(found))
             await self.make("services", _service(found))
             if found["spec"]["replicas"] and not alive:
-                alive = [await self.make("pods", worker_pod(found, config))]
+                pod = worker_pod(found, config)
+                container = pod["spec"]["containers"][0]
+                if container["image"] in self._programs:
+                    container["image"], container["command"] = self._programs[container["image"]]
+                alive = [await self.make("pods", pod)]
         except RefusedError as error:
             return self.refused(found, str(error))
         return _status(found, alive)
