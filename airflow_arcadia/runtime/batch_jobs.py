@@ -86,6 +86,7 @@ class BatchJobs:
     :param model: name it serves.
     :param folder: where batches are written down; None forgets them with the process.
     :param connect: makes the way to the endpoint.
+    :param on_rows: called every second in which a batch got further.
     """
 
     def __init__(
@@ -94,8 +95,10 @@ class BatchJobs:
         model: str,
         folder: Path | None,
         connect: Callable[[Endpoint], Client],
+        on_rows: Callable[[], None] = lambda: None,
     ) -> None:
         self._endpoint, self._connect = endpoint, connect
+        self._on_rows = on_rows
         self._model = model
         self._folder = folder
         self._batches: dict[str, Batch] = {}
@@ -175,6 +178,8 @@ class BatchJobs:
 
     async def _run(self, batch: Batch) -> None:
         def note(progress: Progress) -> None:
+            if progress.done > (batch.progress or {}).get("done", 0):
+                self._on_rows()
             batch.progress = progress.to_dict()
 
         try:

@@ -6,7 +6,8 @@ import os
 import time
 from collections.abc import Callable
 
-from airflow_arcadia.lease import DEFAULT_DURATION_S, Lease, UnreadableLeaseError
+from airflow_arcadia import lease
+from airflow_arcadia.lease import Lease, UnreadableLeaseError
 from airflow_arcadia.lease_store import read_lease_file
 from airflow_arcadia.runtime.log import say
 
@@ -36,10 +37,12 @@ class LeaseWatch:
         self._clock = clock
         self._next = 0.0
         self._unreadable = ""
-        # Until it was read once, it holds for as long as a lease does by default.
-        self._started_at = clock()
-        self.last: Lease | None = None
+        self._watch = lease.LeaseWatch.start(clock())
+
+    @property
+    def last(self) -> Lease | None:
         """The last good reading."""
+        return self._watch.lease
 
     def check(self) -> str | None:
         """Why the lease no longer holds; None while it does, and between two looks."""
@@ -54,18 +57,14 @@ class LeaseWatch:
         if self._unreadable:
             say("the lease can be read again")
             self._unreadable = ""
-        if found is None:
-            return "its lease is gone"
-        self.last = found
-        if found.released:
-            return "its lease was released"
-        return f"its lease lapsed {now - found.expires_at:.0f} s ago" if found.lapsed(now) else None
+        self._watch = self._watch.read(found, now)
+        return self._watch.ended(now)
 
     def _without_reading(self, why: str, now: float) -> str | None:
-        expires_at = self.last.expires_at if self.last else self._started_at + DEFAULT_DURATION_S
-        if now >= expires_at:
+        if self._watch.lapsed(now):
             return f"its lease cannot be read ({why}) and lapsed by its last good reading"
         if why != self._unreadable:
             self._unreadable = why
-            say(f"the lease cannot be read ({why}); it counts as held for {expires_at - now:.0f} s more")
+            left_s = self._watch.ends_at - now
+            say(f"the lease cannot be read ({why}); it counts as held for {left_s:.0f} s more")
         return None

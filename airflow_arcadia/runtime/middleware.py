@@ -32,6 +32,7 @@ from airflow_arcadia.runtime.fastchat.registration import Registration
 from airflow_arcadia.runtime.fastchat.routes import STATUS_PATH, FastChatRoutes
 from airflow_arcadia.runtime.first_generation import first_generation, wait_for_first_generation
 from airflow_arcadia.runtime.in_process_client import InProcessClient
+from airflow_arcadia.runtime.lease_extension import LeaseExtension
 from airflow_arcadia.runtime.log import say
 from airflow_arcadia.runtime.request_limits import RequestRefused, check_length, limited
 from airflow_arcadia.runtime.server_reports import ask_to_end
@@ -77,6 +78,7 @@ class ArcadiaMiddleware:
             self._spec.served_model_name,
             folder,
             connect=lambda _: InProcessClient(self._rows, self._client),
+            on_rows=LeaseExtension(self._spec.lease_file).renew_when_due,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
