@@ -15,6 +15,7 @@ from airflow_arcadia.batch.openai_format import (
     answer_line,
     complete_body,
     error_line,
+    is_answered,
     row_id,
 )
 
@@ -127,3 +128,75 @@ def test_an_error_row_has_openais_shape():
         "response": None,
         "error": {"code": "no_prompt", "message": "The row has none."},
     }
+
+
+@pytest.mark.parametrize(
+    ("body", "prefix"),
+    [
+        ({"object": "chat.completion", "choices": [{"message": {"content": "x"}}]}, "chatcmpl"),
+        ({"object": "text_completion", "choices": [{"text": "x"}]}, "cmpl"),
+        ({"object": "list", "data": [{"embedding": [1.0]}]}, "embd"),
+    ],
+)
+@pytest.mark.parametrize("made", ["0b4d8ae9a1c34f0", "e564ab12-81954a", 17, None])
+def test_no_form_of_a_servers_id_enters_the_output(body: dict[str, object], prefix: str, made: object):
+    row = json.loads(answer_line("abc", "row-1", {**body, "id": made, "system_fingerprint": "vllm-1-tp2"}))
+    assert row["response"]["body"] == {**body, "id": f"{prefix}-abc", "system_fingerprint": None}
+
+
+def test_an_answers_audio_has_no_id_of_the_servers():
+    audio = {"id": "audio_6f", "expires_at": 1_700_000_000, "data": "UklGRg=="}
+    body = {"choices": [{"message": {"content": None, "audio": audio}}]}
+    row = json.loads(answer_line("abc", "row-1", body))
+    found = row["response"]["body"]["choices"][0]["message"]["audio"]
+    assert found == {"id": "audio_abc_0", "expires_at": 0, "data": "UklGRg=="}
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "param", "code"),
+    [
+        ({"message": "too long", "type": "BadRequestError", "code": 400}, "BadRequestError", None, "ours"),
+        ({"message": "too long", "code": "rate_limit_exceeded"}, "invalid_request_error", None, None),
+        (
+            {"message": "too long", "type": 3, "param": "n", "code": ["x"]},
+            "invalid_request_error",
+            "n",
+            "ours",
+        ),
+    ],
+)
+def test_what_a_server_refused_stands_in_the_response(
+    given: dict[str, object], kind: str, param: str | None, code: str | None
+):
+    error = RowError("mine", "ours", "HTTP 400: too long", 400, given)
+    assert json.loads(error_line("abc", error)) == {
+        "id": "batch_req_abc",
+        "custom_id": "mine",
+        "response": {
+            "status_code": 400,
+            "request_id": "req_abc",
+            "body": {
+                "error": {
+                    "message": "too long",
+                    "type": kind,
+                    "param": param,
+                    "code": code or given["code"],
+                }
+            },
+        },
+        "error": None,
+    }
+
+
+def test_an_answer_with_an_error_in_it_is_not_taken_for_one():
+    error = RowError("mine", "server_error", "model overloaded", 200, {"message": "model overloaded"})
+    row = json.loads(error_line("abc", error))
+    assert (row["response"], row["error"]["code"]) == (None, "server_error")
+    assert not is_answered(row)
+
+
+def test_answers_and_both_kinds_of_error_rows_are_told_apart():
+    body = {"choices": [{"text": "x"}]}
+    assert is_answered(json.loads(answer_line("abc", "row-1", body)))
+    assert not is_answered(json.loads(error_line("abc", RowError("a", "no_prompt", "It has none."))))
+    assert not is_answered(json.loads(error_line("abc", RowError("a", "x", "refused", 400, {}))))

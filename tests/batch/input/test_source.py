@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,3 +136,141 @@ def test_tables_that_are_none(tmp_path: Path, output: str, name: str, content: b
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BatchInputError, match=match):
         check_input(BatchSpec(str(tmp_path / name), output, ""))
+
+
+@pytest.mark.parametrize("rows", [1, 2000])
+def test_zstd_that_ends_in_the_middle_is_refused(tmp_path: Path, output: str, rows: int):
+    path = tmp_path / "in.jsonl.zst"
+    content = random.Random(1).randbytes(rows * 50).hex().encode()
+    lines = b"".join(b'{"prompt": "%s"}\n' % content[at : at + 100] for at in range(0, len(content), 100))
+    packed = zstandard.compress(lines)
+    path.write_bytes(packed[: len(packed) * 2 // 3])
+    with pytest.raises(BatchInputError, match="cannot be decompressed: the file ends in the middle"):
+        check_input(BatchSpec(str(path), output, ""))
+    # Several frames, as appending makes them, one of them empty.
+    path.write_bytes(packed + zstandard.compress(b"") + zstandard.compress(LINES))
+    assert check_input(BatchSpec(str(path), output, "")) == rows + 50
+
+
+async def test_a_tables_columns_are_not_request_fields_unless_asked(
+    engine: FakeEngine, tmp_path: Path, output: str
+):
+    path = tmp_path / "cars.csv"
+    path.write_text("model,seed,stop,n\nFord Fiesta,7,3,\nFiat Panda,8,4,2\n")
+    options = {"prompt_template": "a {{ model }}", "columns_as_parameters": ["seed", "stop", "n"]}
+    found = await run(engine, path, output, **options)
+    assert [text_of(row) for row in found] == ["A FORD FIESTA", "A FIAT PANDA"]
+    assert sorted(engine.bodies, key=lambda body: body["seed"]) == [
+        {"prompt": "a Ford Fiesta", "model": "tiny", "seed": 7, "stop": "3"},
+        {"prompt": "a Fiat Panda", "model": "tiny", "seed": 8, "stop": "4", "n": 2},
+    ]
+
+
+def test_a_column_asked_for_as_a_parameter_must_be_there(tmp_path: Path, output: str):
+    (tmp_path / "in.csv").write_text("prompt,seed\nx,1\n")
+    with pytest.raises(BatchInputError, match="no column max_tokens; it has prompt, seed"):
+        check_input(
+            BatchSpec(str(tmp_path / "in.csv"), output, "", columns_as_parameters=["seed", "max_tokens"])
+        )
+
+
+async def test_a_template_keeps_every_field_that_it_does_not_read(
+    engine: FakeEngine, write_rows: Write, output: str
+):
+    fields = {"logprobs": 2, "tools": [{"type": "function"}], "stop": "3", "chat_template_kwargs": {"a": 1}}
+    path = write_rows({"custom_id": "mine", "name": "Ann", **fields})
+    await run(engine, path, output, prompt_template="hello {{ name }}", prompt_as="chat")
+    messages = [{"role": "user", "content": "hello Ann"}]
+    assert engine.bodies == [{"messages": messages, "model": "tiny", **fields}]
+
+
+@pytest.mark.parametrize("ordering", ["input", "prefix"])
+async def test_a_row_nested_too_deeply_is_an_error_row(
+    engine: FakeEngine, write_rows: Write, output: str, ordering: str
+):
+    deep = '{"prompt": "x", "metadata_of_mine": ' + "[" * 600 + "]" * 600 + "}"
+    rows = [{"prompt": "one"}, deep, {"prompt": "many [[[" * 10}]
+    found = await run(engine, write_rows(*rows), output, ordering=ordering)
+    assert codes(output) == [None, "invalid_row", None]
+    assert "cannot be written as JSON" in found[1]["error"]["message"]
+
+
+async def test_a_template_that_yields_no_text_is_an_error_row(
+    engine: FakeEngine, write_rows: Write, output: str
+):
+    path = write_rows({"n": 65}, {"n": 0xD800})
+    await run(engine, path, output, prompt_template="{{ '%c' % n }}")
+    assert codes(output) == [None, "template_error"]
+
+
+async def test_a_cell_of_parquet_that_is_not_utf_8_is_an_error_row(
+    engine: FakeEngine, tmp_path: Path, output: str
+):
+    import pyarrow
+    from pyarrow import parquet
+
+    cells = pyarrow.array([b"one", b"\xff\xfe", b"three"]).view(pyarrow.string())
+    path = tmp_path / "in.parquet"
+    parquet.write_table(pyarrow.table({"prompt": cells, "custom_id": ["a", "b", "c"]}), path)
+    found = await run(engine, path, output)
+    assert [row["custom_id"] for row in found] == ["a", "b", "c"]
+    assert codes(output) == [None, "invalid_row", None]
+    assert "column prompt" in found[1]["error"]["message"]
+
+
+async def test_a_csv_record_with_too_many_cells_is_an_error_row(
+    engine: FakeEngine, tmp_path: Path, output: str
+):
+    path = tmp_path / "in.csv"
+    path.write_text("custom_id,prompt\na,one\nb,two, and more\nc,three,,\n")
+    found = await run(engine, path, output)
+    assert codes(output) == [None, "invalid_row", None]
+    assert found[1]["custom_id"] == "b"
+    assert "line 3 has 3 cells, more than the 2 columns" in found[1]["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('prompt\none\n"two\nthree\nfour\n', "begins in line 3"),
+        ('prompt,seed\n"one" more,1\n', "begins in line 2"),
+        ("prompt,seed,prompt\na,1,b\n", "two columns prompt"),
+    ],
+)
+def test_a_csv_that_would_be_misread_is_refused(tmp_path: Path, output: str, content: str, said: str):
+    (tmp_path / "in.csv").write_text(content)
+    with pytest.raises(BatchInputError, match=said):
+        check_input(BatchSpec(str(tmp_path / "in.csv"), output, ""))
+
+
+@pytest.mark.parametrize("count", [3, 250])
+def test_a_batch_none_of_whose_first_rows_can_be_sent_is_refused(write_rows: Write, output: str, count: int):
+    path = write_rows(*[{"name": f"n{row}"} for row in range(count)])
+    which = "first 100" if count > 100 else "3"
+    with pytest.raises(BatchInputError, match=f"None of the {which} rows .* row-1: .*nmae"):
+        check_input(BatchSpec(path, output, "", prompt_template="hello {{ nmae }}"))
+    assert not Path(output).parent.exists()
+
+
+def test_one_row_that_can_be_sent_is_enough(write_rows: Write, output: str):
+    rows = [{"nothing": row} for row in range(99)]
+    assert check_input(BatchSpec(write_rows(*rows, {"prompt": "x"}), output, "")) == 100
+
+
+def test_rows_that_share_a_custom_id_are_said(
+    write_rows: Write, output: str, caplog: pytest.LogCaptureFixture
+):
+    rows = [{"custom_id": "a", "prompt": "1"}, {"custom_id": "a", "prompt": "2"}, {"prompt": "3"}]
+    check_input(BatchSpec(write_rows(*rows, {"custom_id": "row-3", "prompt": "4"}), output, ""))
+    assert "2 rows have the custom_id of a row before them" in caplog.text
+    caplog.clear()
+    check_input(BatchSpec(write_rows(*rows[1:]), output, ""))
+    assert not caplog.text
+
+
+async def test_a_custom_id_beyond_64_bits_must_be_a_text(engine: FakeEngine, write_rows: Write, output: str):
+    path = write_rows({"custom_id": str(2**70), "prompt": "x"}, {"custom_id": 2**70, "prompt": "x"})
+    found = await run(engine, path, output)
+    assert found[0]["custom_id"] == str(2**70)
+    assert codes(output) == [None, "invalid_row"]
+    assert "integer of 64 bits" in found[1]["error"]["message"]

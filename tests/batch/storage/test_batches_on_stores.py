@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -152,3 +153,48 @@ def test_a_bucket_that_is_missing_is_said_and_not_made(s3_url: str, bucket: str)
     with pytest.raises(BatchInputError, match="nobodys-bucket does not exist"):
         check_input(spec)
     assert not fsspec.filesystem("s3").exists("nobodys-bucket")
+
+
+def test_missing_credentials_are_said_before_anything_starts(
+    s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_url)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    (tmp_path / "in.jsonl").write_text('{"prompt": "x"}\n')
+    with pytest.raises(BatchInputError, match="credentials are missing or wrong"):
+        check_input(BatchSpec(str(tmp_path / "in.jsonl"), "s3://prompts/out.jsonl", "tiny"))
+    with pytest.raises(BatchInputError, match=r"in\.jsonl .*credentials are missing or wrong"):
+        check_input(BatchSpec("s3://prompts/in.jsonl", str(tmp_path / "out.jsonl"), "tiny"))
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+def test_a_check_proves_that_the_output_can_be_written_and_leaves_nothing(bucket: str):
+    path = put(f"{bucket}/in.jsonl", ROWS)
+    assert check_input(BatchSpec(path, f"{bucket}/out/answers.jsonl", "tiny")) == 200
+    assert names(bucket) == ["in.jsonl"]
+
+
+def test_an_output_that_may_not_be_written_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    def forbidden(self: MemoryFileSystem, path: str, value: bytes, **kwargs: Any) -> None:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", forbidden)
+    (tmp_path / "in.jsonl").write_text('{"prompt": "x"}\n')
+    with pytest.raises(BatchInputError, match="may not be used: Access Denied"):
+        check_input(BatchSpec(str(tmp_path / "in.jsonl"), "memory://closed/out.jsonl", "tiny"))
+
+
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path, where: str):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "x"}\n')
+    folder = tmp_path if where == "local" else "memory://long"
+    with pytest.raises(BatchInputError, match="more than 224 bytes"):
+        check_input(BatchSpec(str(tmp_path / "in.jsonl"), f"{folder}/{'x' * 240}", "tiny"))
