@@ -16,6 +16,7 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +25,7 @@ from airflow_arcadia.lease import DEFAULT_DURATION_S, Identity, Lease, Unreadabl
 
 _FILE = "lease.json"
 _LOCK = ".lock"
+_USERS = "users"
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 _GENERATED_NAME = re.compile(r"[a-z][a-z0-9-]*-[0-9a-f]{10}")
 """What :attr:`Identity.lease_name` makes; other directories beside the leases are not ours to list."""
@@ -162,6 +164,31 @@ class LeaseStore:
                 return path.lstat().st_mtime
         return 0.0
 
+    def add_user(self, name: str, user: str) -> None:
+        """Let what lease ``name`` owns stay for as long as lease ``user`` holds, too.
+
+        Raises :class:`LeaseError` when there is no lease ``name``.
+        """
+        with self._locked(name):
+            folder = self.directory(name) / _USERS
+            folder.mkdir(mode=0o700, exist_ok=True)
+            (folder / self._path(user).name).touch(mode=0o600)
+
+    def remove_user(self, user: str) -> list[str]:
+        """End that of ``user``; returns the names of the leases it was a user of."""
+        found = [name for name in self.names() if (self._path(name) / _USERS / user).exists()]
+        for name in found:
+            (self._path(name) / _USERS / user).unlink(missing_ok=True)
+        return found
+
+    def users(self, name: str, now: float) -> list[str]:
+        """Leases that still hold and use what lease ``name`` owns."""
+        return users_holding(self._path(name), now)
+
+    def locked(self, name: str) -> AbstractContextManager[None]:
+        """Keep others from changing the lease or its users. Raises :class:`LeaseError` when there is none."""
+        return self._locked(name)
+
     def _path(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
             raise ArcadiaConfigError(
@@ -205,6 +232,27 @@ class LeaseStore:
         except FileNotFoundError as error:
             raise no_such_lease(lease.name) from error
         return lease
+
+
+def users_holding(directory: Path, now: float) -> list[str]:
+    """Other leases that still hold and use what the lease in ``directory`` owns; sorted names."""
+    try:
+        names = sorted(os.listdir(directory / _USERS))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [name for name in names if name != directory.name and _holds(directory.parent / name, now)]
+
+
+def _holds(directory: Path, now: float) -> bool:
+    file = directory / _FILE
+    try:
+        lease = read_lease_file(file)
+    except (OSError, UnreadableLeaseError):
+        # Could not read is never absent, nor for ever.
+        with contextlib.suppress(OSError):
+            return now < file.lstat().st_mtime + DEFAULT_DURATION_S
+        return False
+    return lease is not None and not lease.lapsed(now)
 
 
 def _is_lease_directory(path: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
@@ -40,6 +41,8 @@ class LocalBackend:
         names = self._store.names()
         for name in names:
             changed_at = self._store.changed_at(name)
+            if self._store.users(name, time.time()):
+                continue  # its Ray head is another run's by now, and ends with that
             try:
                 yield Held(name, self._store.read(name), changed_at)
             except (UnreadableLeaseError, OSError):

@@ -59,13 +59,38 @@ def teardown(
     left += end_marked(name, "worker/", grace_s=grace_s)
     for worker in workers:
         left += _wait_for_placement_groups(name, worker)
-    for item in lease.owned if lease else ():
-        if item.launcher == local.LAUNCHER:
-            left += local.end_head(item.where, grace_s=grace_s)
-    left += [text for text in end_marked(name, grace_s=grace_s) if text not in left]
     left += _remove_shared_memory(store.root / name)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(LeaseError):  # there is none: only processes may be left of it
+            stack.enter_context(store.locked(name))
+        if users := store.users(name, time.time()):
+            log.info(
+                "The Ray head of lease %s is still used by %s and ends with them.", name, ", ".join(users)
+            )
+            return left
+        for item in lease.owned if lease else ():
+            if item.launcher == local.LAUNCHER:
+                left += local.end_head(item.where, grace_s=grace_s)
+        left += [text for text in end_marked(name, grace_s=grace_s) if text not in left]
+        if not left:
+            store.remove(name)
     if not left:
-        store.remove(name)
+        left += _end_unused(store, name, launchers, grace_s=grace_s)
+    return left
+
+
+def _end_unused(
+    store: LeaseStore, user: str, launchers: Mapping[str, Launcher], *, grace_s: float
+) -> list[str]:
+    """End the Ray heads of other leases that were kept for this one alone."""
+    left: list[str] = []
+    for name in store.remove_user(user):
+        try:
+            maker = store.read(name)
+        except (UnreadableLeaseError, OSError):
+            continue  # the reaper ends it once it has not changed for long
+        if maker is not None and maker.lapsed(time.time()):
+            left += teardown(store, name, launchers, grace_s=grace_s)
     return left
 
 

@@ -25,6 +25,9 @@ class RayBackend(Protocol):
     def may_create(self, cluster: RayCluster | None) -> bool:
         """Whether one can be made in place of ``cluster``, or beside all (None)."""
 
+    def use(self, lease: str, cluster: RayCluster) -> None:
+        """Keep ``cluster`` for as long as the lease holds, where it was made here under another lease."""
+
     def created_before(self, lease: str, cluster: RayCluster | None) -> bool:
         """Whether an earlier attempt made one under that lease, which is still there."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 from airflow_arcadia.config import RayCluster
 from airflow_arcadia.exceptions import ArcadiaConfigError, RayClusterError
 from airflow_arcadia.lease import Owned
-from airflow_arcadia.lease_store import LeaseStore
+from airflow_arcadia.lease_store import LeaseError, LeaseStore
 from airflow_arcadia.ports import free_port
 from airflow_arcadia.preflight import Versions
 from airflow_arcadia.processes import ProcessRef, end, is_alive, mark, spawn, tail, worker_environment
@@ -25,6 +26,7 @@ from airflow_arcadia.validation import Count, parse
 LAUNCHER = "local_head"
 START_TIMEOUT_S = 60.0  # measured 3.5 s on an idle machine
 _HEAD_POLL_S = 0.2
+_ADDRESS_FILE = "ray-head.address"
 _VERSIONS_TIMEOUT_S = 20.0
 _TELL_VERSIONS = (
     "import importlib.metadata as m, platform; print(m.version('ray'), platform.python_version())"
@@ -78,6 +80,13 @@ class LocalRayBackend:
     def may_create(self, cluster: RayCluster | None) -> bool:
         """Where no head is that only cannot say everything yet: no second one can start at its ports."""
         return cluster is not None and not asyncio.run(RayDashboard(cluster.dashboard_url).answers())
+
+    def use(self, lease: str, cluster: RayCluster) -> None:
+        """Keep a head that another lease started for as long as this one holds."""
+        for name in self._store.names():
+            if name != lease and _address_of_head(self._store.root / name) == cluster.head_address:
+                with contextlib.suppress(LeaseError):  # torn down meanwhile
+                    self._store.add_user(name, lease)
 
     def created_before(self, lease: str, cluster: RayCluster | None) -> bool:
         """Whether the head that an earlier attempt started still runs."""
@@ -139,6 +148,7 @@ def start_head(
     log = store.directory(lease) / "ray-head.log"
     where: dict[str, Any] = {"log": str(log), "lease": lease, "owned": f"ray_cluster/{cluster.name}"}
     store.update(lease, lambda held: held.record(Owned("ray_cluster", cluster.name, LAUNCHER, where)))
+    (store.directory(lease) / _ADDRESS_FILE).write_text(cluster.head_address, encoding="utf-8")
     ray = str(Path(worker_python).with_name("ray"))
     head = head_argv(ray, cluster, num_gpus, num_cpus, _temp_dir(store.directory(lease)))
     guard = [
@@ -147,6 +157,7 @@ def start_head(
         "airflow_arcadia.runtime.supervisor",
         "--lease-file",
         str(store.file(lease)),
+        "--shared",
     ]
     env = worker_environment(os.environ, worker_python) | mark(lease, where["owned"])
     if ray_token_file:
@@ -192,6 +203,14 @@ def end_head(where: Mapping[str, Any], *, grace_s: float) -> list[str]:
     """End the head and everything of it; returns what is left. Idempotent."""
     ref = ProcessRef(int(where["pid"]), float(where["started_at"])) if "pid" in where else None
     return end(ref, str(where["lease"]), str(where["owned"]), grace_s=grace_s)
+
+
+def _address_of_head(directory: Path) -> str | None:
+    """Address of the head that the lease in ``directory`` started, if it did."""
+    try:
+        return (directory / _ADDRESS_FILE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
 
 
 def _temp_dir(directory: Path) -> str | None:

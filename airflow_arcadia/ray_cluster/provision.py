@@ -119,6 +119,9 @@ class _Request:
         return self._usable(index, made, created=True)
 
     def _usable(self, index: int, cluster: RayCluster, *, created: bool = False) -> RayConnection:
+        if not created:
+            # Before it is looked at: from here on its maker's teardown leaves it alone.
+            self.backend.use(self.lease, cluster)
         facts = asyncio.run(self.backend.dashboard(cluster.dashboard_url).facts())
         require(cluster.name, self._findings(facts))
         if not created and _refuses(cluster):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from airflow_arcadia import lease
 from airflow_arcadia.lease import Lease, UnreadableLeaseError
-from airflow_arcadia.lease_store import read_lease_file
+from airflow_arcadia.lease_store import read_lease_file, users_holding
 from airflow_arcadia.runtime.log import say
 
 LEASE_POLL_S = 5.0
@@ -21,6 +22,7 @@ class LeaseWatch:
     good reading counts until it lapses.
 
     :param path: the lease's file; None for a process that runs without a lease.
+    :param shared: whether it holds for as long as one of the leases does that use what it owns.
     :param poll_s: seconds between two looks.
     :param clock: seconds since the epoch.
     """
@@ -29,10 +31,13 @@ class LeaseWatch:
         self,
         path: str | os.PathLike[str] | None,
         *,
+        shared: bool = False,
         poll_s: float = LEASE_POLL_S,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._path = path
+        self._shared = shared
+        self._users: list[str] = []
         self._poll_s = poll_s
         self._clock = clock
         self._next = 0.0
@@ -50,8 +55,17 @@ class LeaseWatch:
             return None
         self._next = time.monotonic() + self._poll_s
         now = self._clock()
+        ended = self._check(self._path, now)
+        if ended and self._shared and (users := users_holding(Path(self._path).parent, now)):
+            if users != self._users:
+                say(f"{ended}, but it is still used under {', '.join(users)}")
+                self._users = users
+            return None
+        return ended
+
+    def _check(self, path: str | os.PathLike[str], now: float) -> str | None:
         try:
-            found = read_lease_file(self._path)
+            found = read_lease_file(path)
         except (OSError, UnreadableLeaseError) as error:
             return self._without_reading(str(error.__cause__ or error), now)
         if self._unreadable:

@@ -125,6 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--lease-poll", type=float, default=LEASE_POLL_S, help="seconds between two looks at the lease"
     )
+    parser.add_argument(
+        "--shared", action="store_true", help="go on while another lease uses what this one owns"
+    )
     parser.add_argument("command", nargs="+", help="the command, after --")
     options = parser.parse_args(arguments)
     stop = StopSignal()
@@ -133,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     watchdog = Watchdog(os.environ)
     watchdog.keep()
     child = start_child(options.command, os.environ)
-    lease = LeaseWatch(options.lease_file, poll_s=options.lease_poll)
+    lease = LeaseWatch(options.lease_file, shared=options.shared, poll_s=options.lease_poll)
     reason = watch(child, [stop.check, lease.check, watchdog.keep])
     say(f"stopping: {reason}" if reason else f"the command ended with exit code {child.returncode}")
     end_children(child, grace_s=options.grace, spare=watchdog.pids)

@@ -47,6 +47,9 @@ class FakeBackend:
     def may_create(self, cluster: RayCluster | None) -> bool:
         return True
 
+    def use(self, lease: str, cluster: RayCluster) -> None:
+        pass
+
     def created_before(self, lease: str, cluster: RayCluster | None) -> bool:
         return bool(self.made)
 

@@ -75,6 +75,9 @@ class KubeRayBackend:
         """Always: a new cluster has an address of its own."""
         return True
 
+    def use(self, lease: str, cluster: RayCluster) -> None:
+        """Nothing: a RayCluster made for one run is in no arcadia-config, so no other run finds it."""
+
     def created_before(self, lease: str, cluster: RayCluster | None) -> bool:
         """Whether the lease has made one."""
         held = self._leases.read(lease)
