@@ -82,6 +82,7 @@ def _spec(options: argparse.Namespace) -> BatchSpec:
         parameters=parameters,
         limit=options.limit,
         max_in_flight=options.max_in_flight,
+        max_in_flight_bytes=options.max_in_flight_bytes,
         max_attempts=options.max_attempts,
         request_timeout_s=options.request_timeout,
         hang_timeout_s=options.hang_timeout,
@@ -191,6 +192,9 @@ def _parser() -> argparse.ArgumentParser:
     limits = run.add_argument_group("limits")
     limits.add_argument(
         "--max-in-flight", type=int, default=512, metavar="N", help="rows in flight per endpoint"
+    )
+    limits.add_argument(
+        "--max-in-flight-bytes", type=int, metavar="N", help="bytes of rows in flight (default: by memory)"
     )
     limits.add_argument("--max-attempts", type=int, default=5, metavar="N", help="attempts per row")
     limits.add_argument(

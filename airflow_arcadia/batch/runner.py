@@ -6,26 +6,32 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from airflow_arcadia.batch.failure_budget import exceeded, too_many_failed
 from airflow_arcadia.batch.input.ordering import order_ready, read_order, write_order
 from airflow_arcadia.batch.input.row_index import Rows
 from airflow_arcadia.batch.input.row_parser import Shape
+from airflow_arcadia.batch.memory_budget import ByteBudget, default_bytes_in_flight
 from airflow_arcadia.batch.output.job import Job
 from airflow_arcadia.batch.output.merge import finalise, summarise
+from airflow_arcadia.batch.output.suspect_notes import SuspectNotes, read_suspects
 from airflow_arcadia.batch.output.writer import SegmentWriter
 from airflow_arcadia.batch.prepare import Finished, Ready, claim, prepare
 from airflow_arcadia.batch.progress import Meter, Progress
-from airflow_arcadia.batch.row_queue import WorkQueue
-from airflow_arcadia.batch.sender import Lanes
+from airflow_arcadia.batch.row_queue import RowQueue
+from airflow_arcadia.batch.sender import Sender
 from airflow_arcadia.batch.spec import BatchSpec, BatchSummary, Endpoint
 from airflow_arcadia.batch.storage import explain, full_storage, is_full, temporary_path
+from airflow_arcadia.batch.supervision import end_tasks, supervised
+from airflow_arcadia.batch.suspects import Suspects
 from airflow_arcadia.batch.transport.hang_detector import watch
 from airflow_arcadia.batch.transport.http_client import Client
 from airflow_arcadia.batch.transport.served_model import served_model
-from airflow_arcadia.batch.transport.server import Server, choose_model, connect_http, end_tasks, unreachable
+from airflow_arcadia.batch.transport.server import Server, connect_http, the_only_model, unreachable
 from airflow_arcadia.exceptions import BatchError, BatchInputError
 
 log = logging.getLogger(__name__)
@@ -73,7 +79,7 @@ async def run_batch_async(
     :param on_progress: called with the progress, at most every ``progress_interval_s`` seconds and once at
         the end. An error it raises is logged, and the batch goes on.
     :param should_stop: asked several times a second; True commits what is answered and ends the batch.
-    :param connect: makes the way to an endpoint.
+    :param connect: makes the client for an endpoint.
 
     Raises :class:`BatchInputError` for input, output or parameters that cannot be used, and
     :class:`BatchError` when the batch stopped before its end. Cancelling it commits what is answered.
@@ -123,16 +129,19 @@ class _Run:
         self,
         spec: BatchSpec,
         ready: Ready,
-        ways: Mapping[Endpoint, Client],
+        clients: Mapping[Endpoint, Client],
         should_stop: Callable[[], bool] | None,
     ) -> None:
         self._spec, self._ready, self._should_stop = spec, ready, should_stop or (lambda: False)
+        # A probe of an engine that is busy waits behind the rows in flight.
+        answer_timeout = spec.hang_timeout_s or spec.request_timeout_s
         self._servers = [
-            Server(endpoint, client, spec.max_in_flight, self._server_came_up, self._end)
-            for endpoint, client in ways.items()
+            Server(endpoint, client, spec.max_in_flight, answer_timeout, self._server_changed, self._end)
+            for endpoint, client in clients.items()
         ]
+        self._memory = ByteBudget(spec.max_in_flight_bytes or default_bytes_in_flight())
         self._error: BaseException | None = None
-        self._queue: WorkQueue | None = None
+        self._queue: RowQueue | None = None
         self._model = spec.model
         self._job: Job | None = None
         self._on_progress: Callable[[Progress], None] | None = None
@@ -152,14 +161,14 @@ class _Run:
         spec, place = self._spec, self._ready.place
         try:
             await self._reach_servers()
-            self._model = choose_model(spec.model, self._servers)
-            job = await asyncio.to_thread(self._claim)
-            if isinstance(job, Finished):
+            claimed = await asyncio.to_thread(self._claim)
+            if isinstance(claimed, Finished):
                 # Another attempt was faster.
-                return job.summary
+                return claimed.summary
+            job, suspects = claimed
             resumed = job.done
             while True:
-                await self._answer_pending(job)
+                await self._answer_pending(job, suspects)
                 summary = summarise(place, job, spec, resumed)
                 damaged = await asyncio.to_thread(
                     finalise, place, job, summary, keep_segments=spec.keep_segments
@@ -174,9 +183,11 @@ class _Run:
                 await server.close()
 
     async def _reach_servers(self) -> None:
+        """Wait until an endpoint that serves the batch's model is up."""
         began = time.monotonic()
         for server in self._servers:
-            server.suspect("it was not reached yet")
+            server.expect(self._model)
+            server.reach()
         while not any(server.up for server in self._servers):
             self._look_for_stop(0)
             if time.monotonic() - began > self._spec.endpoint_timeout_s:
@@ -184,18 +195,25 @@ class _Run:
             if self._error is not None:
                 raise self._error
             await asyncio.sleep(_LOOK)
+        if not self._model:
+            self._model = the_only_model(next(server for server in self._servers if server.up))
+            for server in self._servers:
+                server.expect(self._model)
 
-    def _claim(self) -> Job | Finished:
+    def _claim(self) -> tuple[Job, Suspects] | Finished:
         """Take over the job's folder, with everything in it that sending rows needs."""
-        self._shape = Shape(self._spec, self._model)
-        job = claim(self._spec, self._ready, self._model)
+        spec = self._spec
+        self._shape = Shape(spec, self._model)
+        job = claim(spec, self._ready, self._model)
         if isinstance(job, Finished):
             return job
         self._job = job
-        self._order = self._prepare_order(job) if self._spec.ordering == "prefix" else None
-        if self._spec.retry_failed_only:
+        self._order = self._prepare_order(job) if spec.ordering == "prefix" else None
+        if spec.retry_failed_only:
             job.reopen_failed()
-        return job
+        elif (what := exceeded(spec, job.counts, job.manifest.rows)) is not None:
+            raise too_many_failed(what, None, job.folder.uri)
+        return job, read_suspects(job)
 
     def _prepare_order(self, job: Job) -> Path:
         parts, name, rows = job.folder, job.manifest.order, job.manifest.rows
@@ -213,35 +231,54 @@ class _Run:
             local.unlink(missing_ok=True)
         return parts.fetch(name)
 
-    async def _answer_pending(self, job: Job) -> None:
+    async def _answer_pending(self, job: Job, suspects: Suspects) -> None:
         """Until no row is to do any more. Raises what ended it early, after committing what is answered."""
         spec = self._spec
         writer = SegmentWriter(job, spec.segment_rows, spec.segment_seconds)
         meter = Meter(job.manifest.rows, job.counts, time.monotonic())
         rows = Rows(self._ready.rows, self._ready.index)
-        queue = self._queue = WorkQueue(job.pending(read_order(self._order) if self._order else None))
-        lanes = Lanes(spec, job, self._shape, rows, queue, writer, self._end, lambda: self._error is not None)
+        pending = job.pending(None if self._order is None else read_order(self._order))
+        queue = self._queue = RowQueue(pending, self._servers, suspects)
+        notes = SuspectNotes(job, queue.suspects)
+        sender = Sender(
+            spec,
+            job,
+            self._shape,
+            rows,
+            queue,
+            writer,
+            self._memory,
+            self._end,
+            lambda: self._error is not None,
+            notes.changed,
+        )
         loop = asyncio.get_running_loop()
-        tasks = [loop.create_task(lanes.run(server)) for server in self._servers]
-        helpers = [loop.create_task(self._tick(job, writer, meter))]
+        tasks = [loop.create_task(sender.run(server)) for server in self._servers]
+        helpers = [self._help(self._tick(job, writer, meter)), self._help(notes.keep())]
         if spec.hang_timeout_s:
-            helpers += [loop.create_task(watch(server, spec.hang_timeout_s)) for server in self._servers]
+            helpers += [self._help(watch(server, spec.hang_timeout_s)) for server in self._servers]
         try:
             await asyncio.gather(*tasks)
         except BaseException as error:  # noqa: BLE001 - raised again below
-            # A lane never fails on a row; what comes here is a fault or a cancellation.
+            # A slot never fails on a row; what comes here is a fault or a cancellation.
             self._end(error)
         finally:
             await end_tasks([*helpers, *tasks])
+            sender.settle_all()
             self._queue = None
             rows.close()
+        await notes.write()
         await self._commit_rest(writer)
         self._report(meter.progress(job.counts, time.monotonic()))
+
+    def _help(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run what accompanies the rows; an error in it ends the batch, which cannot do without it."""
+        return supervised(work, self._end)
 
     async def _commit_rest(self, writer: SegmentWriter) -> None:
         try:
             if writer.error is None:
-                await writer.flush()
+                await writer.flush(patient=self._error is None)
         except Exception as error:
             if self._error is None:
                 raise
@@ -252,7 +289,7 @@ class _Run:
     async def _tick(self, job: Job, writer: SegmentWriter, meter: Meter) -> None:
         """What no answer triggers."""
         spec = self._spec
-        last_up = last_report = time.monotonic()
+        last_alive = last_report = time.monotonic()
         while True:
             await asyncio.sleep(_TICK)
             now = time.monotonic()
@@ -261,10 +298,9 @@ class _Run:
                 self._end(writer.error)
             for server in self._servers:
                 server.client.expire(spec.request_timeout_s)
-            if any(server.up for server in self._servers):
-                last_up = now
-            elif now - last_up > spec.endpoint_timeout_s:
-                self._end(unreachable(self._servers, now - last_up))
+                last_alive = max(last_alive, server.answered_at, now if server.up else 0.0)
+            if now - last_alive > spec.endpoint_timeout_s:
+                self._end(unreachable(self._servers, now - last_alive))
             self._look_for_stop(job.done)
             if now - last_report >= self._progress_interval:
                 self._report(meter.progress(job.counts, now))
@@ -288,17 +324,20 @@ class _Run:
         except Exception:
             log.exception("Progress could not be reported; the batch goes on")
 
-    def _server_came_up(self) -> None:
+    def _server_changed(self, server: Server) -> None:
+        refusals = [server.refusal for server in self._servers if server.refusal is not None]
+        if len(refusals) == len(self._servers):
+            self._end(refusals[0])
         if self._queue is None:
             return
-        try:
-            choose_model(self._model, self._servers)
-        except BatchInputError as error:
-            self._end(error)
-        self._queue.wake_all()
+        if server.up:
+            self._queue.wake(server, server.room)
+        else:
+            # Rows that were not to go to another one may go there now.
+            self._queue.wake_all()
 
     def _end(self, error: BaseException) -> None:
-        """Stop early. Lanes end without their answers; what is answered is committed."""
+        """Stop early. Requests end without their answers; what is answered is committed."""
         if self._error is not None:
             return
         self._error = error

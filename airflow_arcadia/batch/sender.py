@@ -1,170 +1,288 @@
-"""Lanes: each takes a row, sends it, and writes down what became of it, over and over."""
+"""Sends rows, and decides what becomes of each: answered, sent again, or an error row."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import orjson
 
+from airflow_arcadia.batch.failure_budget import exceeded, too_many_failed
 from airflow_arcadia.batch.input.row_index import Rows
 from airflow_arcadia.batch.input.row_parser import Shape
+from airflow_arcadia.batch.memory_budget import ByteBudget
 from airflow_arcadia.batch.openai_format import Request, RowError, answer_line, error_line, row_id
 from airflow_arcadia.batch.output.job import Job
 from airflow_arcadia.batch.output.writer import SegmentWriter
 from airflow_arcadia.batch.retry_policy import (
     CONNECTION_LOST,
+    ENGINE_DIED,
+    NOT_CONNECTED,
+    Action,
     Failure,
+    Verdict,
     backoff,
+    bad_answer,
     connection_lost,
-    is_exhausted,
+    decide,
     judge,
+    not_connected,
     timed_out,
 )
-from airflow_arcadia.batch.row_queue import Work, WorkQueue
+from airflow_arcadia.batch.row_queue import RowQueue
 from airflow_arcadia.batch.spec import BatchSpec
-from airflow_arcadia.batch.transport.http_client import AnswerTimeout, BadAnswer, ConnectionLost
-from airflow_arcadia.batch.transport.server import Server, end_tasks
-from airflow_arcadia.exceptions import BatchError, BatchInputError
+from airflow_arcadia.batch.supervision import end_tasks
+from airflow_arcadia.batch.suspects import MAX_DEATHS_ALONE, PendingRow
+from airflow_arcadia.batch.transport.http_client import AnswerTimeout, BadAnswer, ConnectionLost, NotConnected
+from airflow_arcadia.batch.transport.server import Server
+
+log = logging.getLogger(__name__)
+
+_GATHER_LOSSES_S = 0.1
+"""How long the losses of one death are collected: its connections do not end in the same moment."""
 
 
-class _Asked(NamedTuple):
-    """A row on its way, as it is sent."""
+class Sent(NamedTuple):
+    """A row as it is sent."""
 
-    work: Work
+    pending: PendingRow
     identity: str
     request: Request
 
 
+class RowFailed(NamedTuple):
+    """A row that becomes an error row."""
+
+    pending: PendingRow
+    identity: str
+    error: RowError
+
+
 @dataclass(frozen=True)
-class Lanes:
-    """What all lanes of a run share.
+class Sender:
+    """What all requests of a run share.
 
     :param end: called with the reason when no further row is to be sent.
     :param ended: whether it was called.
+    :param remember: called when the suspects changed, to write them down.
     """
 
     spec: BatchSpec
     job: Job
     shape: Shape
     rows: Rows
-    queue: WorkQueue
+    queue: RowQueue
     writer: SegmentWriter
+    memory: ByteBudget
     end: Callable[[BaseException], None]
     ended: Callable[[], bool]
+    remember: Callable[[], None]
+    losses: dict[Server, list[tuple[Sent, Failure]]] = field(default_factory=dict)
+    """Rows that an endpoint lost, until it is decided who is to blame."""
 
     async def run(self, server: Server) -> None:
-        """As many lanes to the server as rows may be in flight to it, until no row is left."""
+        """Keep as many rows in flight to the endpoint as may be, until no row is left."""
         loop = asyncio.get_running_loop()
-        lanes = []
+        slots = []
         try:
             for _ in range(min(self.spec.max_in_flight, self.job.manifest.rows)):
-                lanes.append(loop.create_task(self._run_lane(server)))
+                slots.append(loop.create_task(self._fill_slot(server)))
                 # One in each turn of the event loop: the first rows are on their way, and the engine at work,
                 # while the last ones are still read.
                 await asyncio.sleep(0)
-            await asyncio.gather(*lanes)
+            await asyncio.gather(*slots)
         finally:
-            await end_tasks(lanes)
+            await end_tasks(slots)
 
-    async def _run_lane(self, server: Server) -> None:
-        writer = self.writer
-        while (work := await self.queue.take(server)) is not None:
-            if not writer.has_room:
-                await writer.room()
-            asked = self._read(work)
-            if asked is None:
-                # Many such rows one after the other must not keep the loop from everything else.
-                await asyncio.sleep(0)
-            else:
-                await self._answer(asked, server)
+    async def _fill_slot(self, server: Server) -> None:
+        while (pending := await self.queue.take(server)) is not None:
+            size = self.rows.size(pending.row)
+            await self.memory.acquire(size)
+            try:
+                if not self.writer.has_room:
+                    await self.writer.room()
+                await self._send_row(pending, server)
+            finally:
+                self.memory.release(size)
 
-    def _read(self, work: Work) -> _Asked | None:
-        """The row's request; None when it cannot be sent, which is then written down."""
-        line = self.rows.read(work.row)
-        identity = row_id(line, work.row, self.job.row_key)
-        request = self.shape.parse(line, work.row)
-        if isinstance(request, RowError):
-            self._fail(work, identity, request)
-            return None
-        return _Asked(work, identity, request)
-
-    async def _answer(self, asked: _Asked, server: Server) -> None:
-        outcome = await self._send(server, asked.request.url, orjson.dumps(asked.request.body))
+    async def _send_row(self, pending: PendingRow, server: Server) -> None:
+        if self.ended() or not server.up:
+            # That came about while the row waited for memory.
+            self.queue.leave(pending, server)
+            self.queue.give_back(pending, 0)
+            return
+        read = self._read(pending)
+        if isinstance(read, RowFailed):
+            self.queue.leave(pending, server)
+            self._fail(read)
+            # Many such rows one after the other must not keep the loop from everything else.
+            await asyncio.sleep(0)
+            return
+        sent, body = read
+        outcome = await self._exchange(sent, body, server)
         if isinstance(outcome, Failure):
-            self._take_failure(asked, outcome, server)
+            await self._take_failure(sent, outcome, server)
         else:
-            self._take_answer(asked, outcome)
+            server.note_answer()
+            self.queue.leave(pending, server)
+            self._take_answer(sent, outcome)
 
-    def _take_answer(self, asked: _Asked, body: dict[str, Any]) -> None:
-        prompt_tokens, completion_tokens = _usage(body)
-        self.writer.add(
-            asked.work.row,
-            answer_line(asked.identity, asked.request.custom_id, body),
-            failed=False,
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-        )
-        self.queue.finish()
+    def _read(self, pending: PendingRow) -> tuple[Sent, bytes] | RowFailed:
+        """The row's request and its bytes, or why it cannot be sent."""
+        line = self.rows.read(pending.row)
+        identity = row_id(line, pending.row, self.job.row_key)
+        request = self.shape.parse(line, pending.row)
+        if not isinstance(request, RowError):
+            try:
+                return Sent(pending, identity, request), orjson.dumps(request.body)
+            except TypeError as error:
+                # Deeper nesting can be read than written.
+                request = RowError(request.custom_id, "invalid_row", f"It cannot be sent: {error}.")
+        return RowFailed(pending, identity, request)
 
-    async def _send(self, server: Server, url: str, body: bytes) -> dict[str, Any] | Failure:
+    async def _exchange(self, sent: Sent, body: bytes, server: Server) -> dict[str, Any] | Failure:
+        """Send the row once."""
         server.in_flight += 1
-        server.last_sent = (url, body)
         try:
-            response = await server.client.post(url, body)
+            response = await server.client.post(sent.request.url, body)
+        except NotConnected as error:
+            return not_connected(str(error))
         except ConnectionLost as error:
-            server.suspect(str(error))
             return connection_lost(str(error))
         except AnswerTimeout:
             return timed_out(self.spec.request_timeout_s)
         except BadAnswer as error:
-            return Failure("server_error", str(error), retry=True)
+            return bad_answer(str(error))
         finally:
             server.in_flight -= 1
-        server.answered += 1
-        return judge(response.status, response.body, response.retry_after)
+        return judge(
+            response.status,
+            response.body,
+            response.retry_after,
+            now=time.time(),
+            model_is_listed=sent.request.body.get("model") in server.models,
+        )
 
-    def _take_failure(self, asked: _Asked, failure: Failure, server: Server) -> None:
-        spec, work = self.spec, asked.work
+    def _take_answer(self, sent: Sent, body: dict[str, Any]) -> None:
+        try:
+            line = answer_line(sent.identity, sent.request.custom_id, body)
+        except (TypeError, ValueError, AttributeError, RecursionError) as error:
+            # An answer can be odd in more ways than can be listed: it is this row's alone.
+            self._fail(_failed(sent, "invalid_answer", f"The answer cannot be written down: {error}."))
+            return
+        prompt_tokens, completion_tokens = _usage(body)
+        self.writer.add(
+            sent.pending.row,
+            line,
+            failed=False,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+        )
+        self.queue.finish(sent.pending)
+
+    async def _take_failure(self, sent: Sent, failure: Failure, server: Server) -> None:
+        well = await self._tell_server(sent, failure, server)
+        pending = sent.pending
+        self.queue.leave(pending, server)
         if self.ended():
-            # Cut off by the end of the run: no failure of the row.
-            self.queue.finish()
+            # Cut off by the end of the run: not a failure of the row.
+            self.queue.finish(pending)
             return
-        if failure.fatal:
-            self.end(_refused(server.url, failure))
-            self.queue.finish()
-            return
-        lost = failure.code == CONNECTION_LOST
-        work.losses += lost
-        work.attempts += not lost
-        if is_exhausted(failure, work.attempts, work.losses, spec.max_attempts):
-            error = RowError(asked.request.custom_id, failure.code, failure.message)
-            self._fail(work, asked.identity, error)
-        elif lost:
-            # Its server is being probed already; another may take the row at once.
-            self.queue.again(work, 0.0)
+        action = decide(failure, well=well, alone=pending.alone)
+        if action is Action.FAIL:
+            self._fail(_failed(sent, failure.code, failure.message))
+        elif action is Action.RETRY:
+            self._retry(sent, failure, server)
+        elif action is Action.BLAME:
+            self._lose(sent, failure, server)
         else:
-            # Jitter: rows that failed together are not to come back together.
-            jitter = random.random()  # noqa: S311
-            pause = backoff(work.attempts, spec.retry_base_s, spec.retry_cap_s, jitter)
-            self.queue.again(work, max(pause, failure.retry_after_s))
+            self.queue.give_back(pending, _weight(failure, well=well))
 
-    def _fail(self, work: Work, identity: str, error: RowError) -> None:
-        self.writer.add(work.row, error_line(identity, error), failed=True)
-        self.queue.finish()
-        failed, budget = self.job.counts.failed, self.spec.failed_rows_allowed(self.job.manifest.rows)
-        if budget is not None and failed > budget:
-            self.end(
-                BatchError(
-                    f"{failed} rows have failed, more than the {budget} allowed; "
-                    f"the last, {error.custom_id}: {error.message}",
-                    what_to_do="Correct the rows or raise the limit; retry_failed_only tries them again.",
-                    still_running=f"What was committed is kept in {self.job.folder.uri}.",
-                )
-            )
+    async def _tell_server(self, sent: Sent, failure: Failure, server: Server) -> bool:
+        """Let the endpoint know of the failure; whether it is well all the same."""
+        url = sent.request.url
+        if self.ended():
+            return False
+        if failure.verdict is Verdict.ROW and not failure.unsure:
+            server.note_answer()
+            return True
+        if failure.code in {CONNECTION_LOST, NOT_CONNECTED}:
+            server.suspect(failure.message, None if failure.code == NOT_CONNECTED else url)
+        elif failure.limits_rate:
+            server.limit_rate(failure)
+        else:
+            return await server.is_well(failure, url)
+        return False
+
+    def _retry(self, sent: Sent, failure: Failure, server: Server) -> None:
+        """Send the row again, elsewhere if it can be, unless it has failed too often."""
+        spec, pending = self.spec, sent.pending
+        pending.attempts += 1
+        pending.failed_at |= {server}
+        if pending.attempts >= spec.max_attempts:
+            self._fail(_failed(sent, failure.code, failure.message))
+            return
+        # Jitter: rows that failed together are not to come back together.
+        jitter = random.random()  # noqa: S311
+        self.queue.again(pending, backoff(pending.attempts, spec.retry_base_s, spec.retry_cap_s, jitter))
+
+    def _lose(self, sent: Sent, failure: Failure, server: Server) -> None:
+        """Note a row that was in flight when its engine died."""
+        losses = self.losses.setdefault(server, [])
+        if not losses:
+            asyncio.get_running_loop().call_later(_GATHER_LOSSES_S, self._settle, server)
+        losses.append((sent, failure))
+
+    def settle_all(self) -> None:
+        """Decide who is to blame for what was lost until now."""
+        for server in list(self.losses):
+            self._settle(server)
+
+    def _settle(self, server: Server) -> None:
+        """Decide who is to blame for a death."""
+        try:
+            losses = {sent.pending: (sent, failure) for sent, failure in self.losses.pop(server, ())}
+            if not losses:
+                return
+            log.warning("%s was lost with %d rows in flight: they are sent again", server.url, len(losses))
+            for pending in self.queue.blame(list(losses)):
+                self._fail(_convicted(*losses[pending]))
+            self.remember()
+        except Exception as error:  # noqa: BLE001 - ends the batch: nobody else would hear of it
+            self.end(error)
+
+    def _fail(self, failed: RowFailed) -> None:
+        """Make the row an error row."""
+        self.writer.add(failed.pending.row, error_line(failed.identity, failed.error), failed=True)
+        self.queue.finish(failed.pending)
+        job = self.job
+        if (what := exceeded(self.spec, job.counts, job.manifest.rows)) is not None:
+            last = f"{failed.error.custom_id}: {failed.error.message}"
+            self.end(too_many_failed(what, last, job.folder.uri))
+
+
+def _weight(failure: Failure, *, well: bool) -> int:
+    """How much a return says about the row: little where its endpoint fails everything."""
+    if failure.code == NOT_CONNECTED:
+        return 0
+    return 5 if well else 1
+
+
+def _failed(sent: Sent, code: str, message: str) -> RowFailed:
+    return RowFailed(sent.pending, sent.identity, RowError(sent.request.custom_id, code, message))
+
+
+def _convicted(sent: Sent, failure: Failure) -> RowFailed:
+    if failure.code == CONNECTION_LOST or failure.unsure:
+        times = f"{MAX_DEATHS_ALONE} times"
+        message = f"The engine died {times} while it answered this row alone: {failure.message}"
+        return _failed(sent, ENGINE_DIED, message)
+    return _failed(sent, failure.code, f"{failure.message} (sent alone {MAX_DEATHS_ALONE} times)")
 
 
 def _usage(body: dict[str, Any]) -> tuple[int, int]:
@@ -173,11 +291,3 @@ def _usage(body: dict[str, Any]) -> tuple[int, int]:
         return 0, 0
     prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
     return prompt if isinstance(prompt, int) else 0, completion if isinstance(completion, int) else 0
-
-
-def _refused(url: str, failure: Failure) -> BatchInputError:
-    return BatchInputError(
-        f"{url} refuses the rows: {failure.message}",
-        what_to_do="Give the endpoint its right key.",
-        still_running="What was committed is kept.",
-    )

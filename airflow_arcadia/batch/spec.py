@@ -45,15 +45,19 @@ class BatchSpec:
     :param limit: answer only the first so many rows; None answers all.
     :param max_in_flight: rows sent and not yet answered, per endpoint; twice the engine's
         ``max_num_seqs`` or more keeps it busy.
-    :param max_attempts: how often a row is sent before it becomes an error row.
+    :param max_in_flight_bytes: bytes of rows sent and not yet answered, over all endpoints; None bounds them
+        by the memory that is available.
+    :param max_attempts: how often a row may fail by itself before it becomes an error row; what its endpoint
+        fails at does not count.
     :param retry_base_s: seconds before the first repetition of a row; doubles each time.
     :param retry_cap_s: most seconds between two repetitions of a row.
     :param request_timeout_s: seconds one answer may take.
     :param hang_timeout_s: seconds without a generated token, while rows are in flight, after which an engine
-        counts as hung; told by its ``/metrics``.
-    :param endpoint_timeout_s: seconds to wait for an endpoint while none answers.
-    :param max_failed_rows: stop when more rows than this have failed; None never stops.
-    :param max_failed_fraction: the same as a share of all rows, 0 to 1.
+        counts as hung; told by its ``/metrics``. 0 does not look.
+    :param endpoint_timeout_s: seconds without an answer of any endpoint after which the batch ends.
+    :param max_failed_rows: stop when more rows than this have failed.
+    :param max_failed_fraction: the same as a share of all rows, 0 to 1. With neither, the batch stops when
+        the first 100 rows, or all of a shorter one, have failed; 1 never stops.
     :param overwrite: replace an output that exists, whosever it is, and begin an unfinished one of another
         input, model or parameters anew. An unfinished one of the same is gone on with.
     :param on_change: what to do when an earlier attempt on this output had another input, model or
@@ -81,6 +85,7 @@ class BatchSpec:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     limit: Count | None = None
     max_in_flight: Count = 512
+    max_in_flight_bytes: Count | None = None
     max_attempts: Count = 5
     retry_base_s: Seconds = 0.5
     retry_cap_s: Seconds = 30.0
@@ -158,6 +163,7 @@ class BatchOptions(TypedDict, total=False):
 
     limit: int | str | None
     max_in_flight: int | str
+    max_in_flight_bytes: int | str | None
     max_attempts: int | str
     retry_base_s: float | str
     retry_cap_s: float | str

@@ -22,15 +22,28 @@ CONTEXT = 64
 
 
 class FakeEngine:
-    """What the tests hold while the server runs. ``seen`` counts requests by prompt."""
+    """What the tests hold while the server runs. ``seen`` counts rows by prompt, ``probes`` the others."""
 
     def __init__(self, model: str = "tiny", api_key: str | None = None) -> None:
+        self.probed: Counter[str] = Counter()
         self.models = [model]
         self.api_key = api_key
         self.seen: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
         self.failing: dict[str, list[int]] = {}
         """Prompt → statuses of its next answers; 0 closes the connection without one."""
+        self.refusing = 0
+        """Status of every answer to a row or a probe, while it is not 0."""
+        self.retry_after: str | None = None
+        self.answering: dict[str, Any] = {}
+        """Prompt → what it is answered with HTTP 200."""
+        self.frozen = False
+        """While set, nothing is answered at all."""
+        self.poison: set[str] = set()
+        """Prompts that kill the engine: it is back after ``restart_s``."""
+        self.restart_s = 0.05
+        self.deaths = 0
+        self._restarts: set[asyncio.Task[None]] = set()
         self.held: asyncio.Event | None = None
         """While set and not fired, no row is answered."""
         self.delays: dict[str, asyncio.Event] = {}
@@ -47,8 +60,16 @@ class FakeEngine:
         self.port = 0
         self._runner: web.AppRunner | None = None
 
+    @property
+    def restarting(self) -> bool:
+        return bool(self._restarts)
+
+    @property
+    def probes(self) -> int:
+        return self.probed.total()
+
     async def start(self) -> None:
-        app = web.Application(client_max_size=2**26)
+        app = web.Application(client_max_size=2**26, middlewares=[self._freeze])
         app.router.add_get("/v1/models", self._list_models)
         app.router.add_get("/metrics", self._metrics)
         for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
@@ -72,6 +93,26 @@ class FakeEngine:
                     connection.transport.abort()
             await runner.cleanup()
             self.running = 0
+
+    def die(self) -> None:
+        """Stop, and start again a moment later."""
+
+        async def restart() -> None:
+            await self.stop()
+            await asyncio.sleep(self.restart_s)
+            await self.start()
+
+        self.deaths += 1
+        task = asyncio.get_running_loop().create_task(restart())
+        self._restarts.add(task)
+        task.add_done_callback(self._restarts.discard)
+
+    @web.middleware
+    async def _freeze(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        while self.frozen:  # noqa: ASYNC110 - set by tests at any time
+            await asyncio.sleep(0.02)
+        answer: web.StreamResponse = await handler(request)
+        return answer
 
     async def _list_models(self, request: web.Request) -> web.Response:
         if denied := self._denied(request):
@@ -138,13 +179,20 @@ class FakeEngine:
 
     async def _generate(self, request: Any, body: dict[str, Any]) -> web.Response:
         text = _text(body)
-        self.seen[text] += 1
+        (self.probed if is_probe(body) else self.seen)[text] += 1
+        if self.refusing:
+            return _error(self.refusing, "it refuses everything", self.retry_after)
         if self.held is not None:
             await self.held.wait()
         if text in self.delays:
             await self.delays[text].wait()
         if self.delay:
             await asyncio.sleep(self.delay)
+        if text in self.poison:
+            self.die()
+            await asyncio.sleep(60)
+        if text in self.answering:
+            return web.json_response(self.answering[text])
         if statuses := self.failing.get(text):
             status = statuses.pop(0)
             if status == 0 and request.transport is not None:
@@ -195,7 +243,14 @@ def _text(body: dict[str, Any]) -> str:
     return str(body.get("prompt", body.get("input")))
 
 
-def _error(status: int, message: str) -> web.Response:
+def is_probe(body: dict[str, Any]) -> bool:
+    """Whether it is the batch engine's own request for one token."""
+    return _text(body) == "1"
+
+
+def _error(status: int, message: str, retry_after: str | None = None) -> web.Response:
     return web.json_response(
-        {"error": {"message": message, "type": "BadRequestError", "code": status}}, status=status
+        {"error": {"message": message, "type": "BadRequestError", "code": status}},
+        status=status,
+        headers={"Retry-After": retry_after} if retry_after else None,
     )

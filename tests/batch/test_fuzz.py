@@ -43,7 +43,7 @@ async def answer(content: bytes, name: str, **options: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path, output = Path(folder) / name, Path(folder) / "out.jsonl"
         path.write_bytes(content)
-        spec = BatchSpec(str(path), str(output), "tiny", max_attempts=1, **options)
+        spec = BatchSpec(str(path), str(output), "tiny", max_attempts=1, max_failed_fraction=1.0, **options)
         try:
             rows = check_input(spec)
         except BatchInputError:

@@ -119,7 +119,8 @@ class Served:
         finally:
             self.running -= 1
         self.finished += 1
-        return JSONResponse({"text": request.prompt.upper()})
+        text = request.prompt.upper()
+        return JSONResponse({"text": text, "choices": [{"index": 0, "text": text, "finish_reason": "stop"}]})
 
     async def _stream(self, request: CompletionRequest) -> AsyncIterator[bytes]:
         """One event at once, the other after ``go``; vLLM's generators end when they are cancelled."""

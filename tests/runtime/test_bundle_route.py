@@ -33,7 +33,7 @@ async def test_each_row_is_answered_and_a_bad_one_fails_alone():
         before = served.through_middleware
         found = await asyncio.gather(*[client.post(CHAT, body) for body in rows])
         assert [answer.status for answer in found] == [200, 400, 200]
-        assert json.loads(found[2].body) == {"text": "OTHER"}
+        assert json.loads(found[2].body)["text"] == "OTHER"
         assert found[1].retry_after == "3"
         # The bad one alone was asked again as a whole call.
         assert served.through_middleware == before + 1

@@ -160,6 +160,12 @@ class Rows:
             raise input_changed(str(self._path))
         return line
 
+    def size(self, row: int) -> int:
+        """Bytes of the row's line."""
+        entries = os.pread(self._index, 2 * _ENTRY.size, row * _ENTRY.size)
+        (start, _), (end, _) = _ENTRY.iter_unpack(entries)
+        return int(min(end - start, MAX_LINE_BYTES + 1))
+
     def close(self) -> None:
         """Close both files."""
         os.close(self._file)

@@ -1,7 +1,8 @@
 """Tell an engine that hangs from one that is slow, by the tokens it counts.
 
 vLLM's ``/metrics`` counts prompt and generated tokens as it goes. An engine with requests running whose
-counts stand still for long generates nothing: its HTTP server lives, its workers do not.
+counts stand still for long generates nothing: its HTTP server lives, its workers do not. A server that does
+not answer ``/metrics`` at all, whatever it would say there, is frozen.
 """
 
 from __future__ import annotations
@@ -23,29 +24,49 @@ _LOOKS = 10
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What one look at a server found.
+
+    :param responds: whether it answered ``/metrics`` at all.
+    :param tokens: the engine's count, None where it cannot be read.
+    :param answered: whole answers so far.
+    """
+
+    responds: bool
+    tokens: float | None
+    answered: int
+
+
+@dataclass(frozen=True)
 class Stall:
     """Since when nothing has moved.
 
-    :param tokens: the engine's count, None where it cannot be read.
-    :param answered: whole answers so far.
+    :param known: whether something would be seen to move: a count, or any answer at all.
     :param since: monotonic time in seconds.
     """
 
     tokens: float | None
     answered: int
+    known: bool
     since: float
 
 
-def look(before: Stall | None, tokens: float | None, answered: int, now: float) -> Stall:
+def look(before: Stall | None, reading: Reading, now: float) -> Stall:
     """The stall as of now; call it while rows are in flight."""
-    if before is None or before.tokens != tokens or before.answered != answered:
-        return Stall(tokens, answered, now)
-    return before
+    known = reading.tokens is not None or not reading.responds
+    tokens = reading.tokens
+    if before is not None:
+        if tokens is None:
+            # A count that was read once is still the last one known.
+            tokens = before.tokens
+        if before.tokens in {None, tokens} and before.answered == reading.answered:
+            return Stall(tokens, reading.answered, known, before.since)
+    return Stall(tokens, reading.answered, known, now)
 
 
 def is_hung(stall: Stall | None, now: float, timeout: float) -> bool:
-    """Whether the engine hangs. Without its count this is not known: a row's own timeout rules then."""
-    return stall is not None and stall.tokens is not None and now - stall.since >= timeout
+    """Whether the engine hangs. Of a server that answers and counts nothing this is not known."""
+    return stall is not None and stall.known and now - stall.since >= timeout
 
 
 def count_tokens(metrics: bytes) -> float | None:
@@ -62,23 +83,26 @@ async def watch(server: Server, timeout: float) -> None:
     stall: Stall | None = None
     while True:
         await asyncio.sleep(timeout / _LOOKS)
-        if not server.up or not server.in_flight:
+        if not server.in_flight:
             stall = None
             continue
         answered = server.answered
-        tokens = await _read_tokens(server, timeout / _LOOKS)
+        responds, tokens = await _read_metrics(server, timeout / _LOOKS)
         now = time.monotonic()
-        stall = look(stall, tokens, answered, now)
+        stall = look(stall, Reading(responds, tokens, answered), now)
         if is_hung(stall, now, timeout):
-            reason = f"it hangs: no token for {timeout:g} s with {server.in_flight} rows in flight"
+            what = f"no token for {timeout:g} s" if responds else f"no sign of life for {timeout:g} s"
+            reason = f"it hangs: {what} with {server.in_flight} rows in flight"
             log.warning("%s: %s", server.url, reason)
-            server.hangs(reason, timeout)
+            server.hangs(reason)
             stall = None
 
 
-async def _read_tokens(server: Server, timeout: float) -> float | None:
+async def _read_metrics(server: Server, timeout: float) -> tuple[bool, float | None]:
     try:
         response = await asyncio.wait_for(server.client.get("/metrics"), max(timeout, 1.0))
-    except (ConnectionLost, AnswerTimeout, BadAnswer, asyncio.TimeoutError):
-        return None
-    return count_tokens(response.body) if response.status == 200 else None
+    except (ConnectionLost, AnswerTimeout, asyncio.TimeoutError):
+        return False, None
+    except BadAnswer:
+        return True, None
+    return True, count_tokens(response.body) if response.status == 200 else None

@@ -1,15 +1,19 @@
-"""The endpoints as a batch sees them: which answer, which models they serve, and when one is back."""
+"""The endpoints as a batch sees them: which are up, which models they serve, and whose failures are whose."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import orjson
 
+from airflow_arcadia.batch.openai_format import CHAT, COMPLETIONS, EMBEDDINGS
+from airflow_arcadia.batch.retry_policy import Failure, Verdict, connection_lost, judge
 from airflow_arcadia.batch.spec import Endpoint
+from airflow_arcadia.batch.supervision import end_tasks, supervised
 from airflow_arcadia.batch.transport.bundles import BundlingClient
 from airflow_arcadia.batch.transport.http_client import (
     AnswerTimeout,
@@ -18,161 +22,235 @@ from airflow_arcadia.batch.transport.http_client import (
     ConnectionLost,
     HttpClient,
 )
-from airflow_arcadia.exceptions import ArcadiaError, BatchError, BatchInputError
+from airflow_arcadia.exceptions import BatchError, BatchInputError
 
 log = logging.getLogger(__name__)
 
 _PROBE_TIMEOUT = 5.0
 _PROBE_FIRST, _PROBE_LONGEST = 0.1, 2.0
 """Seconds between two probes of an endpoint that is down: doubling from the first to the longest."""
+_LONGEST_PAUSE = 30.0
+"""Most seconds between two tries of an endpoint that limits the rate and does not say when to come back."""
 
 
 def connect_http(endpoint: Endpoint) -> Client:
-    """The way to an endpoint that is another process."""
+    """The client for an endpoint that is another process."""
     return BundlingClient(HttpClient(endpoint.url, endpoint.api_key))
 
 
 class Server:
-    """One endpoint. It counts as down until it has listed its models.
+    """One endpoint. It is up while it lists the batch's model and, after a failure, answers a probe.
 
-    :param client: the way to it.
     :param most_in_flight: rows it may have at once.
-    :param changed: called when it came up.
-    :param failed: called with an error that no waiting mends.
+    :param answer_timeout: seconds that a probe's one token may take.
+    :param changed: called when it came up, went down or has more room.
+    :param failed: called with the exception of a probe that is a fault of the program.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917
         self,
         endpoint: Endpoint,
         client: Client,
         most_in_flight: int,
-        changed: Callable[[], None],
-        failed: Callable[[ArcadiaError], None],
+        answer_timeout: float,
+        changed: Callable[[Server], None],
+        failed: Callable[[BaseException], None],
     ) -> None:
         self.url = endpoint.url
         self.client = client
+        self.model = ""
+        """The batch's, empty while it is not known."""
         self.models: list[str] = []
         self.up = False
         self.why_down = "it was not reached yet"
+        self.refusal: BatchInputError | None = None
+        """Why no row can be answered there, e.g. a wrong key: it lasts until a probe says otherwise."""
+        self.taken = 0
+        """Rows that were handed out for it and have not come back."""
         self.in_flight = 0
-        """Rows sent and not yet answered."""
-        self._most_in_flight = most_in_flight
+        """Those that are sent and not yet answered."""
         self.answered = 0
-        self.last_sent: tuple[str, bytes] | None = None
-        """Path and body of a row it was given."""
-        self._canary_seconds: float | None = None
+        self.answered_at = 0.0
+        """Monotonic time of its last answer to a row."""
+        self._most_in_flight = self._limit = most_in_flight
+        self._answer_timeout = answer_timeout
         self._changed, self._failed = changed, failed
         self._probe: asyncio.Task[None] | None = None
+        self._probe_url: str | None = None
+        """Where the probe asks for a token; None only lists the models."""
+        self._verdict: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        """Whether it was well at the first look after it was suspected."""
+        self._failures = 0
+        """How often it was suspected since its last answer to a row."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it may be given a row now."""
+        return self.room > 0
 
     @property
     def room(self) -> int:
-        """How many more rows it may be given now."""
-        return self._most_in_flight - self.in_flight if self.up else 0
+        """How many rows it may be given now."""
+        return self._limit - self.taken if self.up else 0
 
-    def suspect(self, reason: str) -> None:
-        """Send it nothing until it lists its models again."""
-        if self._probe is None or self._probe.done():
-            self.up = False
-            self.why_down = reason
-            self._probe = asyncio.get_running_loop().create_task(self._probe_until_up())
+    def reach(self) -> None:
+        """Wait for it in the background."""
+        self._suspend(self.why_down, 0.0)
 
-    def hangs(self, reason: str, seconds: float) -> None:
-        """Take its rows away, and send it nothing until it answers one of them within so many seconds.
+    def expect(self, model: str) -> None:
+        """Take it for up only while it lists this model."""
+        self.model = model
+        if self.up and model not in self.models:
+            self._suspend(self.why_down, 0.0)
+
+    def suspect(self, reason: str, url: str | None = COMPLETIONS) -> None:
+        """Send it nothing until it lists its models and generates a token at this URL, if one is given."""
+        self._probe_url = url or self._probe_url
+        self._suspend(reason, 0.0)
+
+    def limit_rate(self, failure: Failure) -> None:
+        """It wants less: send it nothing for as long as it says, then fewer rows at a time."""
+        if self.up:
+            self._limit = max(1, self._limit // 2)
+        self._suspend(failure.message, failure.retry_after_s, _LONGEST_PAUSE)
+
+    async def is_well(self, failure: Failure, url: str) -> bool:
+        """Whether it answers a probe after this failure, so that the failure may be the row's own."""
+        self._probe_url = url
+        self._suspend(failure.message, failure.retry_after_s)
+        return await asyncio.shield(self._verdict)
+
+    def hangs(self, reason: str) -> None:
+        """Take its rows away, and send it nothing until it generates a token.
 
         That its HTTP server answers proves nothing: the engine behind it is what hangs.
         """
-        self._canary_seconds = seconds
         self.suspect(reason)
         self.client.drop_connections()
+
+    def note_answer(self) -> None:
+        """It answered a row."""
+        self.answered += 1
+        self.answered_at = time.monotonic()
+        self._failures = 0
+        if self._limit < self._most_in_flight:
+            self._limit += 1
+            self._changed(self)
 
     async def close(self) -> None:
         """End its connections."""
         if self._probe is not None:
             await end_tasks([self._probe])
+        self._tell(well=False)
         await self.client.close()
 
-    async def _probe_until_up(self) -> None:
+    def _suspend(self, reason: str, wait: float, longest_pause: float = _PROBE_LONGEST) -> None:
+        if self._probe is not None and not self._probe.done():
+            return
+        self.up = False
+        self.why_down = reason
+        self._failures += 1
+        if self._failures > 1:
+            # It answers probes and fails rows: not again and again without a pause.
+            wait = max(wait, min(_PROBE_FIRST * 2.0 ** min(self._failures - 2, 30), longest_pause))
+        self._verdict = asyncio.get_running_loop().create_future()
+        self._probe = supervised(self._probe_until_up(wait), self._failed)
+        self._changed(self)
+
+    async def _probe_until_up(self, wait: float) -> None:
         pause = _PROBE_FIRST
         began = time.monotonic()
-        while not (await self._is_up() and await self._generates()):
-            await asyncio.sleep(pause)
+        await asyncio.sleep(wait)
+        while (asked := await self._look()) is not None:
+            self._tell(well=False)
+            await asyncio.sleep(max(pause, asked))
             pause = min(2 * pause, _PROBE_LONGEST)
         self.up = True
+        self._probe_url = None
+        self._tell(well=True)
         if time.monotonic() - began > _PROBE_LONGEST:
             log.info("%s answers again after %.0f s", self.url, time.monotonic() - began)
-        self._changed()
+        # Not while this task counts as a probe: whoever is told may suspect the endpoint again.
+        asyncio.get_running_loop().call_soon(self._changed, self)
 
-    async def _generates(self) -> bool:
-        if self._canary_seconds is None or self.last_sent is None:
-            return True
+    def _tell(self, *, well: bool) -> None:
+        if not self._verdict.done():
+            self._verdict.set_result(well)
+
+    async def _look(self) -> float | None:
+        """None when it is well, else the seconds for which it asks to be left alone."""
         try:
-            await asyncio.wait_for(self.client.post(*self.last_sent), self._canary_seconds)
-        except (ConnectionLost, AnswerTimeout, BadAnswer, asyncio.TimeoutError):
-            return False
-        self._canary_seconds = None
-        return True
+            failure = await self._list_models() or await self._generate()
+        except (ConnectionLost, AnswerTimeout, BadAnswer) as error:
+            failure = connection_lost(str(error))
+        if failure is None:
+            self.refusal = None
+            return None
+        self.why_down = failure.message
+        refusal, self.refusal = self.refusal, None
+        if failure.verdict is Verdict.JOB:
+            self.refusal = refused(self.url, failure.message)
+            if refusal is None:
+                log.warning("%s gets no rows: %s", self.url, failure.message)
+                self._changed(self)
+        return failure.retry_after_s
 
-    async def _is_up(self) -> bool:
+    async def _list_models(self) -> Failure | None:
+        """What keeps the endpoint from serving the batch's model."""
         try:
             response = await asyncio.wait_for(self.client.get("/v1/models"), _PROBE_TIMEOUT)
-        except (ConnectionLost, AnswerTimeout, BadAnswer) as error:
-            self.why_down = str(error)
-            return False
         except asyncio.TimeoutError:
-            self.why_down = f"it did not list its models within {_PROBE_TIMEOUT:g} s"
-            return False
+            message = f"it did not list its models within {_PROBE_TIMEOUT:g} s"
+            return Failure(Verdict.ENDPOINT, "timeout", message)
         if response.status in {401, 403}:
-            self._failed(
-                BatchInputError(
-                    f"{self.url} refuses the API key (HTTP {response.status}).",
-                    what_to_do="Give the endpoint its right key.",
-                    still_running="What was committed is kept.",
-                )
-            )
-            return False
+            message = f"it refuses the API key (HTTP {response.status})"
+            return Failure(Verdict.JOB, "unauthorized", message)
         try:
             self.models = [str(model["id"]) for model in orjson.loads(response.body)["data"]]
         except (orjson.JSONDecodeError, KeyError, TypeError):
-            self.why_down = f"it answered HTTP {response.status} instead of its models"
-            return False
-        return True
+            message = f"it answered HTTP {response.status} instead of its models"
+            return Failure(Verdict.ENDPOINT, "server_error", message)
+        if self.model and self.model not in self.models:
+            message = f"it does not serve {self.model!r} but {', '.join(self.models) or 'no model'}"
+            return Failure(Verdict.JOB, "model_not_found", message)
+        return None
 
-
-async def end_tasks(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Cancel tasks and wait for their end. Errors of theirs are dropped.
-
-    Asked again until they are done: before Python 3.12 ``asyncio.wait_for`` loses a cancellation that comes
-    in the moment its own task is done.
-    """
-    pending = set(tasks)
-    while pending:
-        for task in pending:
-            task.cancel()
-        done, pending = await asyncio.wait(pending, timeout=1.0)
-        for task in done:
-            if not task.cancelled():
-                task.exception()
-
-
-def choose_model(wanted: str, servers: Sequence[Server]) -> str:
-    """The model to answer with. Raises :class:`BatchInputError` when an endpoint that is up has it not."""
-    up = [server for server in servers if server.up]
-    if not wanted:
-        served = up[0].models
-        if len(served) != 1:
-            raise BatchInputError(
-                f"{up[0].url} serves {', '.join(served) or 'no model'}, and the batch names none.",
-                what_to_do="Set model to one of them.",
+    async def _generate(self) -> Failure | None:
+        """What is wrong with the endpoint, told by a request for one token."""
+        if self._probe_url is None:
+            return None
+        url, body = self._probe_url, orjson.dumps(_one_token(self._probe_url, self.model))
+        try:
+            response = await asyncio.wait_for(self.client.post(url, body), self._answer_timeout)
+        except asyncio.TimeoutError:
+            return Failure(
+                Verdict.ENDPOINT, "timeout", f"{self.why_down}; no token within {self._answer_timeout:g} s"
             )
-        wanted = served[0]
-    for server in up:
-        if wanted not in server.models:
-            raise BatchInputError(
-                f"{server.url} does not serve {wanted!r} but {', '.join(server.models) or 'no model'}.",
-                what_to_do="Set model to one of these, or use another endpoint.",
-                still_running="No row was sent to it.",
-            )
-    return wanted
+        found = judge(response.status, response.body, response.retry_after, now=time.time())
+        if not isinstance(found, Failure) or (found.verdict is Verdict.ROW and not found.unsure):
+            # That it does not like the probe is an answer, too.
+            return None
+        return found
+
+
+def the_only_model(server: Server) -> str:
+    """The model for a batch that names none. Raises :class:`BatchInputError` unless it serves just one."""
+    if len(server.models) != 1:
+        raise BatchInputError(
+            f"{server.url} serves {', '.join(server.models) or 'no model'}, and the batch names none.",
+            what_to_do="Set model to one of them.",
+            still_running="No row was sent.",
+        )
+    return server.models[0]
+
+
+def refused(url: str, reason: str) -> BatchInputError:
+    """The error for an endpoint that can answer no row of the batch."""
+    return BatchInputError(
+        f"{url} can answer no row: {reason}.",
+        what_to_do="Give the endpoint its key and the batch the model it serves, or use another endpoint.",
+        still_running="What was committed is kept.",
+    )
 
 
 def unreachable(servers: Sequence[Server], seconds: float) -> BatchError:
@@ -183,3 +261,12 @@ def unreachable(servers: Sequence[Server], seconds: float) -> BatchError:
         what_to_do="See why the worker ended; run the batch again and it goes on from there.",
         still_running="What was committed is kept.",
     )
+
+
+def _one_token(url: str, model: str) -> dict[str, Any]:
+    """The smallest request there is."""
+    if url == CHAT:
+        return {"model": model, "messages": [{"role": "user", "content": "1"}], "max_tokens": 1}
+    if url == EMBEDDINGS:
+        return {"model": model, "input": "1"}
+    return {"model": model, "prompt": "1", "max_tokens": 1}

@@ -9,26 +9,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-VALIDATION, AUTHENTICATION, INVALID_MODEL = 40001, 40101, 40301
-CONTEXT_OVERFLOW, RATE_LIMIT, OVERLOADED, INTERNAL = 40303, 42901, 42903, 50001
+from airflow_arcadia.batch import error_codes
+
+VALIDATION = error_codes.VALIDATION
 
 _BY_STATUS = {
-    400: VALIDATION,
-    401: AUTHENTICATION,
-    403: AUTHENTICATION,
-    404: INVALID_MODEL,
-    422: VALIDATION,
-    429: RATE_LIMIT,
-    503: OVERLOADED,
+    400: error_codes.VALIDATION,
+    401: error_codes.AUTHENTICATION,
+    403: error_codes.AUTHENTICATION,
+    404: error_codes.INVALID_MODEL,
+    422: error_codes.VALIDATION,
+    429: error_codes.RATE_LIMIT,
+    503: error_codes.OVERLOADED,
 }
-_CONTEXT_WORDS = ("context length", "maximum model length", "max_model_len")
 
 
 def error_code(status: int, message: str) -> int:
     """FastChat's code for an HTTP error of vLLM's server."""
-    if status == 400 and any(word in message.lower() for word in _CONTEXT_WORDS):
-        return CONTEXT_OVERFLOW
-    return _BY_STATUS.get(status, INTERNAL)
+    if status == 400 and error_codes.tells_context_overflow(message):
+        return error_codes.CONTEXT_OVERFLOW
+    return _BY_STATUS.get(status, error_codes.INTERNAL)
 
 
 def error_answer(status: int, body: Any) -> dict[str, Any]:
