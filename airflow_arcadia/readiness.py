@@ -61,6 +61,7 @@ class Observation:
     :param generates: whether it generated a token.
     :param said: what stood in the way, in words, for the log and for a timeout's message.
     :param key_refused: whether the worker itself says that the API key is not its own.
+    :param status: what the worker says of itself.
     """
 
     process: ProcessObservation
@@ -69,6 +70,7 @@ class Observation:
     generates: bool | None = None
     said: str = ""
     key_refused: bool = False
+    status: WorkerStatus | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def decide(seen: Observation, *, started_at: float, now: float, startup_timeout_
         )
     missing = _missing(seen)
     if now - started_at < startup_timeout_s:
-        return Waiting(missing)
+        return Waiting(missing, seen.status or WorkerStatus.STARTING)
     return Failed(
         f"The model was not ready within {startup_timeout_s:.0f} s: still waiting for {missing}.",
         still_running="The worker still runs; the teardown ends it.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from airflow_arcadia.launchers import probe
 from airflow_arcadia.launchers.probe import observe
 from airflow_arcadia.ports import free_port
 from airflow_arcadia.readiness import Observation, ProcessObservation
-from airflow_arcadia.worker import WorkerHandle
+from airflow_arcadia.worker import WorkerHandle, WorkerStatus
 
 
 class Server:
@@ -22,9 +24,13 @@ class Server:
         self.answers = answers
         self.key = key
         self.keys: set[str | None] = set()
+        self.silent: set[str] = set()
+        """Paths that are never answered."""
 
     async def answer(self, request: web.Request) -> web.Response:
         self.keys.add(request.headers.get("Authorization"))
+        if request.path in self.silent:
+            await asyncio.Future()
         found = self.answers.get(request.path)
         open_to_all = request.path == "/worker_get_status"
         if self.key and not open_to_all and request.headers.get("Authorization") != f"Bearer {self.key}":
@@ -124,6 +130,48 @@ async def test_of_a_dead_worker_nothing_more_is_asked(serve: Any):
     worker, url = await serve(READY)
     seen = await look(url, alive=False)
     assert (seen.process.alive, seen.answers, worker.keys) == (False, None, set())
+
+
+async def test_a_worker_that_hangs_says_so_itself(serve: Any):
+    told = {"model_names": [], "status": "hung", "cause": "the engine hangs: no token for 60 s"}
+    _, url = await serve({**READY, "/worker_get_status": told})
+    seen = await look(url)
+    assert (seen.answers, seen.status, seen.said) == (False, WorkerStatus.HUNG, told["cause"])
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look that takes half a second at most."""
+    for name, value in {"LOOK_S": 0.5, "_PROCESS_S": 0.2}.items():
+        monkeypatch.setattr(probe, name, value)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_one_look_ends_in_time_whatever_does_not_answer(serve: Any):
+    worker, url = await serve(READY)
+    worker.silent = {"/v1/completions"}
+    async with asyncio.timeout(2):
+        seen = await look(url)
+    assert (seen.answers, seen.generates) == (True, False)
+    assert "no answer from" in seen.said
+
+    class Stuck(Alive):
+        async def observe(self, handle: WorkerHandle) -> ProcessObservation:
+            return await asyncio.Future()
+
+    async with asyncio.timeout(2):
+        seen = await observe(Stuck(), handle(url))  # type: ignore[arg-type]
+    assert seen.process.alive is None
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_busy_worker_that_knows_itself_to_be_ready_is(serve: Any):
+    told = {"model_names": ["m"], "status": "ready", "cause": "", "queue_length": 512}
+    worker, url = await serve({**READY, "/worker_get_status": told})
+    worker.silent = {"/v1/completions"}
+    assert (await look(url)).generates
+    told["queue_length"] = 0
+    assert not (await look(url)).generates
 
 
 async def test_another_model_at_the_same_address_is_not_ours(serve: Any):
