@@ -1,0 +1,96 @@
+"""What a person can do from the page. Each returns a sentence about what happened."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+
+from airflow_arcadia.batch import Endpoint
+from airflow_arcadia.batch.batch_api import RemoteBatches
+from airflow_arcadia.exceptions import ArcadiaConfigError, TeardownError
+from airflow_arcadia.hooks.arcadia import ArcadiaHook
+from airflow_arcadia.lease import Identity, UnreadableLeaseError
+from airflow_arcadia.reap import connection_ids, lines_of, reap_connection, run_state
+from airflow_arcadia.ui import database
+
+GRACE_S = 15.0
+LONGEST_S = 60.0
+"""Seconds an action may take before the page stops waiting for it."""
+
+
+def identity_of(conn_id: str, lease: str) -> Identity | None:
+    """Whose lease it is; None for one that is gone or cannot be read."""
+    _require_connection(conn_id)
+    try:
+        found = ArcadiaHook(conn_id).leases.read(lease)
+    except UnreadableLeaseError:
+        return None
+    return found.identity if found else None
+
+
+def end_worker(conn_id: str, lease: str) -> str:
+    """End everything the lease owns. Raises :class:`TeardownError` naming what is still there."""
+    left = ArcadiaHook(conn_id).end(lease, grace_s=GRACE_S)
+    if left:
+        raise TeardownError(
+            f"Not all that lease {lease} owns has ended.",
+            still_running="; ".join(left),
+            what_to_do="Try again, or end by hand what stays.",
+        )
+    return f"Everything that lease {lease} owned has ended."
+
+
+def extend_lease(conn_id: str, lease: str) -> str:
+    """Renew the lease for its whole duration from now."""
+    hook = ArcadiaHook(conn_id)
+    found = hook.leases.read(lease)
+    if found is None:
+        raise ArcadiaConfigError(f"There is no lease {lease}.", what_to_do="Nothing is held under it.")
+    if found.released:
+        raise ArcadiaConfigError(
+            f"Lease {lease} was released: what it owns is ending.", what_to_do="Start a new run."
+        )
+    hook.leases.update(lease, lambda held: held.renew(time.time()))
+    return f"Lease {lease} holds for another {found.duration_s / 60:.0f} minutes."
+
+
+def reap() -> str:
+    """Sweep the leases of every connection."""
+    lines = []
+    for conn_id in connection_ids():
+        lines += lines_of(conn_id, reap_connection(conn_id, run_state, grace_s=GRACE_S))
+    return "; ".join(lines) or "There is no connection of type arcadia."
+
+
+def cancel_batch(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
+    """Cancel a batch that runs in a worker. Raises :class:`ArcadiaConfigError` for any other."""
+    task = database.batch_task(dag_id, run_id, task_id, map_index)
+    batch_id = task.store.get("batch_id") if task else None
+    if task is None or task.state != "deferred" or not batch_id:
+        raise ArcadiaConfigError(
+            "This batch does not run in a worker now.",
+            what_to_do="Mark its task as failed: it stops at the next committed row.",
+        )
+    for run_task in database.run_tasks([(dag_id, run_id)]):
+        handle = run_task.value
+        if run_task.operator == database.LAUNCH_OPERATOR and isinstance(handle, Mapping):
+            hook = ArcadiaHook(_connection_of(handle))
+            asyncio.run(RemoteBatches(Endpoint(str(handle["url"]), hook.api_key)).cancel(str(batch_id)))
+            return f"{batch_id} stops at the next committed row; what it committed is kept."
+    raise ArcadiaConfigError("The batch's worker is not known.", what_to_do="Mark its task as failed.")
+
+
+def _connection_of(handle: Mapping[str, object]) -> str:
+    """The connection whose leases have the worker's."""
+    for conn_id in connection_ids():
+        if ArcadiaHook(conn_id).leases.read(str(handle["lease"])) is not None:
+            return conn_id
+    raise ArcadiaConfigError("The worker has ended.", what_to_do="Look at the task's log.")
+
+
+def _require_connection(conn_id: str) -> None:
+    if conn_id not in connection_ids():
+        raise ArcadiaConfigError(
+            f"There is no arcadia connection {conn_id!r}.", what_to_do="Reload the page."
+        )
