@@ -137,7 +137,8 @@ class Stack:
             "ARCADIA_NUM_GPUS": str(local.NUM_GPUS),
             "ARCADIA_INPUT": str(local.PROMPTS),
             "ARCADIA_OUTPUT": str(answers / "%Y-%m-%d-%H%M%S.jsonl"),
-            "ARCADIA_EXTRA_ARGS": f"{local.EXTRA_ARGS} --max-model-len 1024",
+            "ARCADIA_MAX_MODEL_LEN": "1024",
+            "ARCADIA_EXTRA_ARGS": local.EXTRA_ARGS,
         }
 
     def _wait(self, ports: Ports, processes: dict[str, ProcessRef]) -> None:
