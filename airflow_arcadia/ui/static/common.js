@@ -1,4 +1,4 @@
-// What both pages share: requests, numbers in words, elements without innerHTML, Airflow's theme.
+// What both pages share: requests, numbers in words, elements whose text is never read as HTML, Airflow's theme.
 
 export function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);

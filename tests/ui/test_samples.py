@@ -1,0 +1,49 @@
+"""The first answers of a finished batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from airflow_arcadia.ui import samples
+
+
+def write(path: Path, lines: list[dict]) -> str:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def chat(custom_id: str, text: str) -> dict:
+    body = {"choices": [{"message": {"content": text}}]}
+    return {"custom_id": custom_id, "response": {"status_code": 200, "body": body}, "error": None}
+
+
+FAILED = {
+    "custom_id": "d",
+    "response": {
+        "status_code": 400,
+        "body": {"error": {"code": "context_length_exceeded", "message": "long"}},
+    },
+    "error": None,
+}
+TIMED_OUT = {"custom_id": "e", "response": None, "error": {"code": "timeout", "message": "too slow"}}
+
+
+def test_the_first_three_answers_and_the_errors_by_code_are_shown(tmp_path: Path):
+    output = write(tmp_path / "o.jsonl", [chat(name, name.upper()) for name in "abcd"])
+    errors = write(tmp_path / "o.jsonl.errors.jsonl", [FAILED, FAILED, TIMED_OUT])
+    shown = samples.of_output({"output": output, "errors": errors})
+    assert [one["text"] for one in shown["answers"]] == ["A", "B", "C"]
+    assert shown["errors"] == [{"code": "context_length_exceeded", "rows": 2}, {"code": "timeout", "rows": 1}]
+    assert shown["note"] is None
+
+
+def test_a_failed_row_shows_its_message(tmp_path: Path):
+    shown = samples.of_output({"output": write(tmp_path / "o.jsonl", [FAILED, TIMED_OUT])})
+    assert [one["error"] for one in shown["answers"]] == ["long", "too slow"]
+
+
+def test_an_output_that_cannot_be_read_says_so():
+    shown = samples.of_output({"output": "/nope/o.jsonl"})
+    assert shown["answers"] == []
+    assert "cannot be read from here" in shown["note"]

@@ -1,0 +1,110 @@
+"""What the page shows, from what was read."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from airflow_arcadia.launchers.reaper import Held
+from airflow_arcadia.lease import Identity, Lease
+from airflow_arcadia.ray_dashboard import ClusterFacts, RayNode
+from airflow_arcadia.ui import view
+from airflow_arcadia.ui.view import Task
+
+NOW = 10_000.0
+LEASE = Lease("qwen-1", Identity("dag", "run", "qwen"), created_at=NOW - 60, renewed_at=NOW - 10)
+HANDLE = {
+    "name": "qwen-1",
+    "lease": "qwen-1",
+    "launcher": "process",
+    "url": "http://127.0.0.1:1",
+    "served_model_name": "qwen",
+    "num_gpus": 2,
+}
+
+
+def task(name: str, state: str | None, **more: object) -> Task:
+    return Task("dag", "run", f"qwen.{name}", -1, "Operator", state, started_at=NOW - 50, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("states", "shown", "attention"),
+    [
+        ({"reserve": "running"}, "reserving", False),
+        ({"reserve": "success", "provision_ray_cluster": "running"}, "provisioning the Ray cluster", False),
+        ({"launch_worker": "success", "model_ready": "deferred"}, "loading the model", False),
+        ({"launch_worker_1": "success", "model_ready_1": "deferred"}, "loading the model", False),
+        ({"launch_worker": "success", "model_ready": "success"}, "ready", False),
+        ({"model_ready": "success", "teardown_worker": "running"}, "tearing down", False),
+        ({"launch_worker": "failed"}, "launch_worker failed", True),
+        ({"reserve": "success"}, "waiting for its next task", False),
+        ({"teardown_worker": "success"}, "its teardown has ended, but its lease is still there", True),
+    ],
+)
+def test_the_phase_follows_from_the_states_of_the_groups_tasks(states, shown, attention):
+    tasks = [task(name, state) for name, state in states.items()]
+    assert view.phase(tasks, LEASE, NOW) == (shown, attention)
+
+
+def test_tasks_of_another_group_of_the_run_do_not_count():
+    other = Task("dag", "run", "qwen2.launch_worker", -1, "Operator", "running")
+    assert view.phase([other], LEASE, NOW) == ("waiting for its next task", False)
+
+
+def test_a_lapsed_lease_needs_attention_and_a_released_one_does_not():
+    assert view.phase([], LEASE, LEASE.expires_at + 1) == ("its lease has lapsed", True)
+    assert view.phase([], LEASE.release(), NOW) == ("released, ending", False)
+
+
+def test_gpus_are_counted_by_holder_and_a_lease_past_its_time_is_named():
+    launched = task("launch_worker", "success", value=HANDLE)
+    healthy = view.workers("c", [Held("qwen-1", LEASE, NOW)], [launched, task("model_ready", "success")], NOW)
+    gone = view.workers("c", [Held("old", None, NOW - 5000)], [], NOW)
+    strip = view.held_gpus([*healthy, *gone])
+    assert strip["gpus"] == 2
+    assert strip["holders"] == [{"dag_id": "dag", "run_id": "run", "gpus": 2, "since": NOW - 60}]
+    assert strip["leaks"] == ["old"]
+    json.dumps([healthy, gone, strip])
+
+
+def test_a_running_batch_shows_its_progress_and_a_finished_one_its_summary():
+    running = task("answer", "running", store={"progress": {"done": 5, "total": 9, "failed": 0}})
+    assert view.batch(running, NOW)["progress"]["done"] == 5
+    assert view.batch(running, NOW)["seconds"] == 50
+    summary = {"rows": 9, "ok": 8, "failed": 1, "tokens_per_s": 7.5, "output": "o.jsonl"}
+    finished = view.batch(task("answer", "success", ended_at=NOW - 20, value=summary), NOW)
+    assert (finished["progress"]["done"], finished["progress"]["failed"]) == (9, 1)
+    assert finished["attention"]
+    assert finished["seconds"] == 30
+
+
+def test_a_batch_that_has_not_told_anything_has_no_numbers():
+    shown = view.batch(task("answer", "running"), NOW)
+    assert shown["progress"] is None
+    assert not shown["attention"]
+
+
+def test_the_timeline_has_the_steps_in_their_order():
+    batch = task("answer", "success", ended_at=NOW)
+    before = Task("dag", "run", "qwen.reserve", -1, "O", "success", started_at=NOW - 90, ended_at=NOW - 89)
+    never = Task("dag", "run", "qwen.extra", -1, "O", None)
+    assert [step["step"] for step in view.timeline(batch, [batch, before, never])] == ["reserve", "answer"]
+
+
+def test_a_cluster_that_cannot_be_read_says_why_and_has_no_numbers():
+    shown = view.cluster("c", "two", "http://h:8265", "it does not answer")
+    assert shown == {"connection": "c", "name": "two", "url": "http://h:8265", "error": "it does not answer"}
+    facts = ClusterFacts("2.60.0", "3.11.7", (RayNode("a", "10.0.0.1", True, True, 2.0, 1.0),))
+    assert view.cluster("c", "two", "http://h:8265", facts)["gpus_free"] == 1.0
+
+
+def test_metrics_are_summed_over_their_labels_and_unknown_lines_are_left_out():
+    text = """# HELP vllm:num_requests_running …
+vllm:num_requests_running{engine="0",model_name="a} b"} 3.0
+vllm:num_requests_running{engine="1",model_name="m"} 2.0
+vllm:kv_cache_usage_perc{engine="0"} 0.25
+vllm:generation_tokens_total{engine="0"} nonsense
+process_cpu_seconds_total 1.5
+"""
+    assert view.parse_metrics(text) == {"running": 5.0, "kv_cache_usage": 0.25}
