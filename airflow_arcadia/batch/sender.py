@@ -116,7 +116,7 @@ class Sender:
             self.queue.leave(pending, server)
             self.queue.give_back(pending, 0)
             return
-        read = self._read(pending)
+        read = await self._read(pending)
         if isinstance(read, RowFailed):
             self.queue.leave(pending, server)
             self._fail(read)
@@ -132,11 +132,11 @@ class Sender:
             self.queue.leave(pending, server)
             self._take_answer(sent, outcome)
 
-    def _read(self, pending: PendingRow) -> tuple[Sent, bytes] | RowFailed:
+    async def _read(self, pending: PendingRow) -> tuple[Sent, bytes] | RowFailed:
         """The row's request and its bytes, or why it cannot be sent."""
         line = self.rows.read(pending.row)
         identity = row_id(line, pending.row, self.job.row_key)
-        request = self.shape.parse(line, pending.row)
+        request = await self.shape.parse_async(line, pending.row)
         if not isinstance(request, RowError):
             try:
                 return Sent(pending, identity, request), orjson.dumps(request.body)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-import jinja2
-import jinja2.meta
 import orjson
-from jinja2.sandbox import SandboxedEnvironment
 
 from airflow_arcadia.batch.input.source import READY_CONTENT, is_table
+from airflow_arcadia.batch.input.template_process import TemplateError, TemplateProcess
 from airflow_arcadia.batch.openai_format import (
     MAX_LINE_BYTES,
     BadRow,
@@ -44,7 +43,8 @@ class Shape:
         self._column, self._as_chat = spec.prompt_column, spec.prompt_as == "chat"
         self._columns = tuple(spec.columns_as_parameters)
         self._table = is_table(spec)
-        self._template, self._read_by_template = _compile(spec.prompt_template)
+        self._template = _compile(spec.prompt_template)
+        self._read_by_template = self._template.names if self._template is not None else frozenset()
 
     def parse(self, line: bytes, row: int) -> Request | RowError:
         """The request of a row, or why there is none.
@@ -63,6 +63,12 @@ class Shape:
         except BadRow as bad:
             return RowError(bad.custom_id or custom_id, bad.code, str(bad))
         return Request(custom_id, url, whole)
+
+    async def parse_async(self, line: bytes, row: int) -> Request | RowError:
+        """:meth:`parse`, which a template must not keep the event loop waiting for."""
+        if self._template is None:
+            return self.parse(line, row)
+        return await asyncio.to_thread(self.parse, line, row)
 
     def _adapt(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """The row as one of the forms that :mod:`~airflow_arcadia.batch.openai_format` knows."""
@@ -91,8 +97,7 @@ class Shape:
         try:
             prompt = self._template.render(row)
             prompt.encode()
-        except Exception as error:
-            # The template runs over the row's own data: any of its errors is the row's.
+        except (TemplateError, UnicodeEncodeError) as error:
             raise BadRow("template_error", f"prompt_template fails on this row: {error}.") from error
         return prompt
 
@@ -112,16 +117,12 @@ def _load(line: bytes, *, table: bool) -> dict[str, Any]:
     return found
 
 
-def _compile(template: str | None) -> tuple[jinja2.Template | None, frozenset[str]]:
-    """The template, and the names it reads."""
+def _compile(template: str | None) -> TemplateProcess | None:
     if template is None:
-        return None, frozenset()
-    # Sandboxed: the template may come from a form.
-    environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined)
+        return None
     try:
-        names = jinja2.meta.find_undeclared_variables(environment.parse(template))
-        return environment.from_string(template), frozenset(names)
-    except jinja2.TemplateSyntaxError as error:
+        return TemplateProcess(template)
+    except TemplateError as error:
         raise BatchInputError(
             f"prompt_template is not a valid Jinja template: {error}.",
             what_to_do="Correct it.",
