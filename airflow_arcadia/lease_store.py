@@ -101,6 +101,21 @@ class LeaseStore:
         _replace_file(path, secret)
         return path
 
+    def read_secret(self, name: str, filename: str) -> str | None:
+        """What was written by :meth:`write_secret`; None when nothing was.
+
+        Raises :class:`LeaseError` when there is no such lease, or when the file cannot be read.
+        """
+        try:
+            return (self.directory(name) / filename).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise LeaseError(
+                f"The file {filename} of lease {name} cannot be read: {error}.",
+                what_to_do="Run the task as the user that launched the worker.",
+            ) from error
+
     def reserve(self, identity: Identity, now: float, duration_s: float = DEFAULT_DURATION_S) -> Lease:
         """The lease of ``identity``: a new one, or the one reserved before, renewed.
 

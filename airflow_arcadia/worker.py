@@ -13,6 +13,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypedDict
+from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field
 
@@ -20,6 +21,7 @@ from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.validation import (
     Count,
     Index,
+    Port,
     PortOrAny,
     Seconds,
     Variables,
@@ -109,6 +111,8 @@ class WorkerSpec:
         for never. None: 15 minutes, if its lease is not renewed either; a worker without a lease file stays.
     :param system_args: ``SYSTEM_ARGS``, words added to the server's command line.
     :param extra_args: ``EXTRA_ARGS``, words added after them.
+    :param allowed_uris: folders (absolute paths and URIs) that batches of ``/v1/batches`` may name; without
+        any, only the run's own tasks send batches there.
     :param additional_envs: Arcadia's ``additionalEnvs``: come last and win over everything above.
 
     Raises :class:`ArcadiaConfigError` naming every field that is not valid.
@@ -136,6 +140,7 @@ class WorkerSpec:
     idle_timeout: Seconds | None = None
     system_args: Words = ()
     extra_args: Words = ()
+    allowed_uris: Words = ()
     additional_envs: Variables = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -182,6 +187,7 @@ class EngineOptions(TypedDict, total=False):
     idle_timeout: float | str | None
     system_args: Sequence[str] | str
     extra_args: Sequence[str] | str
+    allowed_uris: Sequence[str] | str
 
 
 ENGINE = {name: name for name in EngineOptions.__annotations__}
@@ -199,7 +205,10 @@ class Placement:
         those it sees.
     :param api_key_file: file holding the API key (one line); None serves without a key.
     :param ray_token_file: file holding Ray's token, where the cluster asks for one.
+    :param batch_token_file: file holding the token by which the run's own tasks are known to it.
     :param lease_file: file of the lease that owns the worker; None runs unowned.
+    :param fastchat_port: port that serves FastChat's protocol, and nothing else, without the API key, which its
+        gateway cannot send. None serves it on ``port`` alone.
     """
 
     host: str = "127.0.0.1"
@@ -208,12 +217,23 @@ class Placement:
     node_gpus: Index | None = None
     api_key_file: str | None = None
     ray_token_file: str | None = None
+    batch_token_file: str | None = None
     lease_file: str | None = None
+    fastchat_port: Port | None = None
 
     @property
     def url(self) -> str:
         """Where clients and the controller reach the worker."""
         return self.advertised_address or f"http://{self.host}:{self.port}"
+
+    @property
+    def fastchat_url(self) -> str:
+        """Where FastChat's servers reach the worker: at its own port, if it has one."""
+        if self.fastchat_port is None:
+            return self.url
+        parts = urlsplit(self.url)
+        host = parts.netloc.removesuffix(f":{parts.port}")
+        return urlunsplit((parts.scheme, f"{host}:{self.fastchat_port}", parts.path, "", ""))
 
 
 @dataclass(frozen=True)
@@ -228,6 +248,7 @@ class PlacedWorker(WorkerSpec, Placement):
         env["FASTCHAT_WORKER_NAME"] = ARCADIA_WORKER_TYPE
         env["SYSTEM_ARGS"] = shlex.join(self.system_args)
         env["EXTRA_ARGS"] = shlex.join(self.extra_args)
+        env["ARCADIA_ALLOWED_URIS"] = shlex.join(self.allowed_uris)
         env["ARCADIA_TRUST_REMOTE_CODE"] = "1" if self.trust_remote_code else None
         text = {key: str(value) for key, value in env.items() if value is not None and value != ""}
         return text | dict(self.additional_envs)
@@ -281,7 +302,9 @@ VARIABLES = {
     "idle_timeout": "ARCADIA_IDLE_TIMEOUT",
     "api_key_file": "ARCADIA_API_KEY_FILE",
     "ray_token_file": "RAY_AUTH_TOKEN_PATH",
+    "batch_token_file": "ARCADIA_BATCH_TOKEN_FILE",
     "lease_file": "ARCADIA_LEASE_FILE",
+    "fastchat_port": "ARCADIA_FASTCHAT_PORT",
 }
 """Field of :class:`PlacedWorker` → environment variable."""
 
@@ -290,6 +313,7 @@ _ONLY_READ = {
     "ARCADIA_TRUST_REMOTE_CODE": "trust_remote_code",
     "SYSTEM_ARGS": "system_args",
     "EXTRA_ARGS": "extra_args",
+    "ARCADIA_ALLOWED_URIS": "allowed_uris",
 }
 """Environment variable → field, for those that are not written as they stand."""
 

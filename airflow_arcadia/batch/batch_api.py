@@ -17,6 +17,7 @@ from airflow_arcadia.batch.spec import BatchSpec, Endpoint
 from airflow_arcadia.exceptions import BatchError
 
 _TIMEOUT = aiohttp.ClientTimeout(total=30)
+TOKEN_HEADER = "Arcadia-Batch-Token"  # noqa: S105 - a header's name
 _FIELDS_OF_REQUEST = ("input", "output", "model", "parameters")
 
 
@@ -63,11 +64,14 @@ class RemoteBatches:
     """The Batch API of one worker.
 
     :param endpoint: the worker.
+    :param token: by which the worker knows the run's own tasks, whose batches may name any URI.
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, token: str | None = None) -> None:
         self._base = f"{endpoint.url.rstrip('/')}/v1/batches"
         self._headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
+        if token:
+            self._headers[TOKEN_HEADER] = token
 
     async def submit(self, spec: BatchSpec) -> str:
         """Start the batch, or find the same one; returns its id.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,11 +23,12 @@ from airflow_arcadia.kubernetes.api import KubernetesApi
 from airflow_arcadia.kubernetes.config_map import read_config_map
 from airflow_arcadia.kubernetes.kinds import Object
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
-from airflow_arcadia.kubernetes.pod_template import API_KEY, HF_TOKEN, RAY_TOKEN
+from airflow_arcadia.kubernetes.pod_template import API_KEY, BATCH_TOKEN, HF_TOKEN, RAY_TOKEN
 from airflow_arcadia.launchers.arcadia_worker.launcher import CustomResourceLauncher
 from airflow_arcadia.launchers.arcadia_worker.settings import WorkerResourceSettings
 from airflow_arcadia.launchers.base import Launcher
 from airflow_arcadia.launchers.pod.launcher import PodLauncher
+from airflow_arcadia.launchers.pod.secrets import read_secret
 from airflow_arcadia.launchers.pod.settings import PodSettings
 from airflow_arcadia.launchers.process import ProcessLauncher
 from airflow_arcadia.launchers.reap_backends import ClusterBackend, LocalBackend
@@ -37,6 +40,7 @@ from airflow_arcadia.ray_cluster.local import LocalRayBackend, worker_versions
 
 if TYPE_CHECKING:
     from airflow_arcadia.launchers.reaper import Backend
+    from airflow_arcadia.worker import WorkerHandle
 
 DEFAULT_CONN_ID = "arcadia_default"
 LOCAL_LAUNCHERS: tuple[type[Launcher], ...] = (ProcessLauncher,)
@@ -269,8 +273,22 @@ class ArcadiaHook(BaseHook):
             API_KEY: self.api_key,
             RAY_TOKEN: self._extra("ray_token"),
             HF_TOKEN: self._extra("hf_token"),
+            # Of this launch alone; another attempt finds the file or Secret, and so the token, of the first.
+            BATCH_TOKEN: secrets.token_urlsafe(32),
         }
         return {key: value for key, value in found.items() if value}
+
+    async def batch_token(self, handle: WorkerHandle) -> str | None:
+        """The token by which the worker knows tasks of its own run; None when it was launched without one.
+
+        Raises :class:`ArcadiaError` when it cannot be read.
+        """
+        if handle.launcher == ProcessLauncher.name:
+            return await asyncio.to_thread(self.store.read_secret, handle.lease, BATCH_TOKEN)
+        if handle.launcher == PodLauncher.name:
+            async with self.kubernetes.session() as session:
+                return await read_secret(session, handle.name, BATCH_TOKEN)
+        return None
 
 
 def _no_connection(conn_id: str) -> ArcadiaConfigError:

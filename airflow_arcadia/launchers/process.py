@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from airflow_arcadia.exceptions import ArcadiaConfigError, WorkerError
-from airflow_arcadia.kubernetes.pod_template import API_KEY, RAY_TOKEN
+from airflow_arcadia.kubernetes.pod_template import API_KEY, BATCH_TOKEN, RAY_TOKEN
 from airflow_arcadia.lease import Lease, Owned
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.ports import free_port, require_free
@@ -108,8 +108,17 @@ class ProcessLauncher:
             port=_free_port(Placement.host, self._port),
             api_key_file=secret_file(API_KEY),
             ray_token_file=secret_file(RAY_TOKEN),
+            batch_token_file=self._batch_token_file(lease),
             lease_file=str(self._store.file(lease)),
         )
+
+    def _batch_token_file(self, lease: str) -> str | None:
+        """The one file of the lease: its tasks send the same token to all of its workers."""
+        if BATCH_TOKEN not in self._secrets:
+            return None
+        if self._store.read_secret(lease, BATCH_TOKEN) is None:
+            self._store.write_secret(lease, BATCH_TOKEN, self._secrets[BATCH_TOKEN])
+        return str(self._store.directory(lease) / BATCH_TOKEN)
 
     async def observe(self, handle: WorkerHandle) -> ProcessObservation:
         """Whether its process lives, and its last log lines."""

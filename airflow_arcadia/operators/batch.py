@@ -177,8 +177,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
                 f"run_in='worker' takes one worker, not {len(handles)}.",
                 what_to_do="Use run_in='task' for several.",
             )
-        endpoint = Endpoint(handles[0].url, ArcadiaHook(self.arcadia_conn_id).api_key)
-        batch_id = asyncio.run(RemoteBatches(endpoint).submit(spec))
+        batch_id = asyncio.run(self._submit(handles[0], spec))
         context["task_state_store"].set(BATCH_KEY, batch_id)
         self.log.info("%s runs in the worker at %s.", batch_id, handles[0].url)
         self.defer(
@@ -193,6 +192,11 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
                 context, self.execution_timeout, timedelta(seconds=float(self.batch_timeout))
             ),
         )
+
+    async def _submit(self, handle: WorkerHandle, spec: BatchSpec) -> str:
+        hook = ArcadiaHook(self.arcadia_conn_id)
+        endpoint = Endpoint(handle.url, hook.api_key)
+        return await RemoteBatches(endpoint, await hook.batch_token(handle)).submit(spec)
 
     def _done(self, summary: BatchSummary) -> dict[str, Any]:
         self.log.info(

@@ -40,9 +40,13 @@ async def read_json(receive: Receive) -> Any:
     """
     body = await read_body(receive)
     try:
-        return json.loads(body or b"{}")
+        return json.loads(body or b"{}", parse_constant=_refuse_constant)
     except RecursionError as error:
         raise ValueError("the JSON is nested too deeply") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not valid JSON")
 
 
 async def respond(

@@ -2,8 +2,12 @@
 
 ``POST /v1/batches`` takes OpenAI's fields, ``input_file_id`` being a URI of the rows, and as extra fields
 ``output`` (URI of the answers), ``parameters`` and ``options`` (fields of
-:class:`~airflow_arcadia.batch.BatchSpec`). The same job submitted again is the same batch. Each is written
-down beside the lease, so that a worker launched again goes on with it from its committed segments.
+:class:`~airflow_arcadia.batch.BatchSpec`). The same job submitted again is the same batch; one that has ended
+is started again, which costs little where nothing changed and notices an input or output that did. Each is
+recorded beside the lease, so that a worker launched again continues it from its committed segments.
+
+Batches of the run's own tasks are trusted. Any other client may only name allowed URIs, and sees only the
+batches of such clients.
 """
 
 from __future__ import annotations
@@ -14,28 +18,40 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, Progress, run_batch_async
+from airflow_arcadia.batch.input.source import QuotesInputError
 from airflow_arcadia.batch.transport.http_client import Client
-from airflow_arcadia.exceptions import ArcadiaError, BatchInputError
+from airflow_arcadia.exceptions import ArcadiaError
+from airflow_arcadia.runtime.allowed_uris import AllowedUris
+from airflow_arcadia.runtime.batch_request import parse
 from airflow_arcadia.runtime.log import say
 
 ENDED = frozenset({"completed", "failed", "cancelled"})
 PROGRESS_INTERVAL_S = 1.0
+MAX_CLIENT_BATCHES = 1000
+MAX_RUNNING_CLIENT_BATCHES = 16
+"""Of clients that are not the run's own tasks."""
+
+
+class TooManyBatches(Exception):
+    """A client has to wait until other batches have ended."""
 
 
 @dataclasses.dataclass
 class Batch:
-    """One batch, as it is written down.
+    """One batch, as it is recorded.
 
     :param spec: fields of the :class:`~airflow_arcadia.batch.BatchSpec`.
     :param status: OpenAI's: ``in_progress``, ``cancelling``, ``completed``, ``failed``, ``cancelled``.
     :param progress: the last :class:`~airflow_arcadia.batch.Progress`.
     :param summary: the :class:`~airflow_arcadia.batch.BatchSummary` once completed.
     :param error: why it failed.
+    :param trusted: whether one of the run's own tasks asked for it.
     """
 
     id: str
@@ -48,6 +64,7 @@ class Batch:
     progress: dict[str, Any] | None = None
     summary: dict[str, Any] | None = None
     error: str | None = None
+    trusted: bool = False
 
     def to_openai(self) -> dict[str, Any]:
         """OpenAI's Batch object, with ``progress`` and ``summary`` beside its own fields."""
@@ -84,8 +101,9 @@ class BatchJobs:
 
     :param endpoint: the worker's own server.
     :param model: name it serves.
-    :param folder: where batches are written down; None forgets them with the process.
-    :param connect: makes the way to the endpoint.
+    :param folder: where batches are recorded; None forgets them with the process.
+    :param connect: makes the client of the endpoint.
+    :param allowed: what clients may name.
     :param on_rows: called every second in which a batch got further.
     """
 
@@ -95,17 +113,17 @@ class BatchJobs:
         model: str,
         folder: Path | None,
         connect: Callable[[Endpoint], Client],
+        allowed: AllowedUris,
         on_rows: Callable[[], None] = lambda: None,
     ) -> None:
-        self._endpoint, self._connect = endpoint, connect
+        self._endpoint, self._connect, self._allowed = endpoint, connect, allowed
         self._on_rows = on_rows
         self._model = model
         self._folder = folder
         self._batches: dict[str, Batch] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
-        for path in sorted(folder.glob("batch_*.json")) if folder else ():
-            batch = Batch(**json.loads(path.read_text(encoding="utf-8")))
+        for batch in sorted(_recorded(folder), key=lambda batch: batch.created_at):
             self._batches[batch.id] = batch
 
     @property
@@ -114,34 +132,49 @@ class BatchJobs:
         return bool(self._tasks)
 
     def resume(self) -> None:
-        """Go on with what an earlier process of this worker did not end."""
+        """Continue what an earlier process of this worker did not end."""
         for batch in self._batches.values():
             if batch.status not in ENDED:
-                say(f"going on with {batch.id}: {batch.spec['output']}")
+                say(f"continuing {batch.id}: {batch.spec['output']}")
                 self._start(batch)
 
-    def create(self, body: Any) -> Batch:
-        """Start a batch, or find the same one. Raises :class:`BatchInputError` for a wrong request."""
-        if not isinstance(body, dict):
-            raise BatchInputError("The request is no JSON object.", what_to_do="Send OpenAI's fields.")
-        spec = self._spec(body)
-        text = json.dumps(spec.to_dict(), sort_keys=True, default=str)
-        name = f"batch_{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+    def create(self, body: object, *, trusted: bool) -> Batch:
+        """Start a batch, or return the same one that runs.
+
+        :param trusted: whether one of the run's own tasks asks for it.
+
+        Raises :class:`TooManyBatches`, and for a wrong request
+        :class:`~airflow_arcadia.exceptions.BatchInputError` or ``ArcadiaConfigError``.
+        """
+        request = parse(body, self._model, trusted=trusted)
+        if not trusted:
+            self._check_uris(request.spec)
+        name = _name(request.spec, trusted=trusted)
         batch = self._batches.get(name)
-        if batch is None or batch.status in {"failed", "cancelled"}:
-            endpoint = str(body.get("endpoint") or "/v1/chat/completions")
-            batch = Batch(name, endpoint, spec.to_dict(), body.get("metadata"), int(time.time()))
+        if batch is None or batch.status in ENDED:
+            if not trusted:
+                self._make_room(name)
+            batch = Batch(
+                name,
+                request.endpoint,
+                request.spec.to_dict(),
+                request.metadata,
+                int(time.time()),
+                trusted=trusted,
+            )
+            self._batches.pop(name, None)
             self._batches[name] = batch
             self._start(batch)
         return batch
 
-    def find(self, name: str) -> Batch | None:
-        """The batch of that id."""
-        return self._batches.get(name)
+    def find(self, name: str, *, trusted: bool) -> Batch | None:
+        """The batch of that id, if such a client may see it."""
+        batch = self._batches.get(name)
+        return batch if batch is not None and (trusted or not batch.trusted) else None
 
-    def list(self) -> list[Batch]:
-        """All of them, newest first."""
-        return sorted(self._batches.values(), key=lambda batch: -batch.created_at)
+    def list(self, *, trusted: bool) -> list[Batch]:
+        """All that such a client may see, newest first."""
+        return [batch for batch in reversed(self._batches.values()) if trusted or not batch.trusted]
 
     def cancel(self, batch: Batch) -> None:
         """Stop after the rows in flight; what is committed is kept."""
@@ -155,20 +188,21 @@ class BatchJobs:
         if self._tasks:
             await asyncio.wait(self._tasks.values())
 
-    def _spec(self, body: dict[str, Any]) -> BatchSpec:
-        source = body.get("input_file_id")
-        if not isinstance(source, str) or not source:
-            raise BatchInputError(
-                "The request has no input_file_id.", what_to_do="Set it to the URI of the rows."
-            )
-        output = body.get("output") or (body.get("metadata") or {}).get("output") or f"{source}.answers.jsonl"
-        return BatchSpec.parse(
-            body.get("options"),
-            input=source,
-            output=str(output),
-            model=self._model,
-            parameters=body.get("parameters") or {},
-        )
+    def _check_uris(self, spec: BatchSpec) -> None:
+        self._allowed.check_input(spec.input)
+        self._allowed.check_output(spec.output)
+
+    def _make_room(self, name: str) -> None:
+        """Forget the oldest ended batches of clients. Raises :class:`TooManyBatches` where too many run."""
+        others = [batch for batch in self._batches.values() if not batch.trusted and batch.id != name]
+        running = [batch for batch in others if batch.status not in ENDED]
+        if len(running) >= MAX_RUNNING_CLIENT_BATCHES:
+            raise TooManyBatches(f"{len(running)} batches run already; wait until one has ended.")
+        ended = [batch for batch in others if batch.status in ENDED]
+        for batch in ended[: max(0, len(others) - MAX_CLIENT_BATCHES + 1)]:
+            del self._batches[batch.id]
+            if self._folder is not None:
+                (self._folder / f"{batch.id}.json").unlink(missing_ok=True)
 
     def _start(self, batch: Batch) -> None:
         self._write(batch)
@@ -183,6 +217,8 @@ class BatchJobs:
             batch.progress = progress.to_dict()
 
         try:
+            if not batch.trusted:  # a worker launched again may allow less
+                self._check_uris(BatchSpec(**batch.spec))
             summary = await run_batch_async(
                 BatchSpec(**batch.spec),
                 [self._endpoint],
@@ -195,18 +231,18 @@ class BatchJobs:
             if batch.status == "cancelling":
                 self._end(batch, "cancelled")
             elif not self._stopping:
-                self._end(batch, "failed", str(error))
-        except Exception as error:
-            # A batch must not take the server down, and its end must be seen by whoever waits for it.
-            self._end(batch, "failed", f"{type(error).__name__}: {error}")
-            raise
+                say(f"{batch.id}: {error}")
+                self._end(batch, "failed", _reason(error, trusted=batch.trusted))
+        except Exception as error:  # noqa: BLE001 - it must not take the server down; whoever waits is told
+            say("".join(traceback.format_exception(error)).rstrip())
+            self._end(batch, "failed", _reason(error, trusted=batch.trusted))
         else:
             batch.summary = summary.to_dict()
             self._end(batch, "completed")
 
     def _end(self, batch: Batch, status: str, error: str | None = None) -> None:
         batch.status, batch.error, batch.ended_at = status, error, int(time.time())
-        say(f"{batch.id} {status}{f': {error}' if error else ''}")
+        say(f"{batch.id} {status}")
         self._write(batch)
 
     def _write(self, batch: Batch) -> None:
@@ -214,10 +250,32 @@ class BatchJobs:
             return
         path = self._folder / f"{batch.id}.json"
         draft = path.with_suffix(".tmp")
-        # The lease's folder is gone when the worker is being torn down: then nobody will go on with it.
+        # The lease's folder is gone when the worker is being torn down: then nobody will continue it.
         with contextlib.suppress(FileNotFoundError):
             draft.write_text(json.dumps(dataclasses.asdict(batch)), encoding="utf-8")
             draft.replace(path)
+
+
+def _recorded(folder: Path | None) -> Iterator[Batch]:
+    for path in folder.glob("batch_*.json") if folder else ():
+        try:
+            yield Batch(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            say(f"{path.name} is not the record of a batch and is left alone: {error}")
+
+
+def _name(spec: BatchSpec, *, trusted: bool) -> str:
+    text = json.dumps([spec.to_dict(), trusted], sort_keys=True, default=str)
+    return f"batch_{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+
+
+def _reason(error: Exception, *, trusted: bool) -> str:
+    """Why a batch failed; a client is not told what may quote a file or another server's answer."""
+    if trusted:
+        return str(error) if isinstance(error, ArcadiaError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, ArcadiaError) and not isinstance(error, QuotesInputError):
+        return str(error)
+    return f"The input or output could not be used ({type(error).__name__}); the worker's log says why."
 
 
 def _errors(error: str | None) -> dict[str, Any] | None:

@@ -17,12 +17,13 @@ from typing import Any
 
 from airflow_arcadia.batch import Endpoint
 from airflow_arcadia.batch.transport import bundles
-from airflow_arcadia.runtime import batch_routes, bundle_route
+from airflow_arcadia.runtime import bundle_route
 from airflow_arcadia.runtime.access import OPEN_PATHS, Secret, bearer_token, read_secret
+from airflow_arcadia.runtime.allowed_uris import AllowedUris
 from airflow_arcadia.runtime.asgi import App, ClientLeft, Message, Receive, Scope, Send, refuse, respond
 from airflow_arcadia.runtime.asgi_client import AsgiClient
 from airflow_arcadia.runtime.batch_jobs import BatchJobs
-from airflow_arcadia.runtime.batch_routes import is_batch_path
+from airflow_arcadia.runtime.batch_routes import BatchAccess, BatchRoutes, is_batch_path
 from airflow_arcadia.runtime.cpu_budget import give_way
 from airflow_arcadia.runtime.endpoint_caller import EndpointCaller
 from airflow_arcadia.runtime.engine_monitor import EngineMonitor, Limits
@@ -35,6 +36,7 @@ from airflow_arcadia.runtime.in_process_client import InProcessClient
 from airflow_arcadia.runtime.lease_extension import LeaseExtension
 from airflow_arcadia.runtime.log import say
 from airflow_arcadia.runtime.request_limits import RequestRefused, check_length, limited
+from airflow_arcadia.runtime.safe_redirects import refuse_redirects_to_other_hosts
 from airflow_arcadia.runtime.server_reports import ask_to_end
 from airflow_arcadia.runtime.vllm_patches import env_cache
 from airflow_arcadia.runtime.worker_metrics import METRICS_PATH, add_metrics
@@ -78,8 +80,17 @@ class ArcadiaMiddleware:
             self._spec.served_model_name,
             folder,
             connect=lambda _: InProcessClient(self._rows, self._client),
+            allowed=AllowedUris(self._spec.allowed_uris),
             on_rows=LeaseExtension(self._spec.lease_file).renew_when_due,
         )
+        token = read_secret(self._spec.batch_token_file, "batch token")
+        access = BatchAccess(
+            Secret(token) if token is not None else None,
+            keyed=self._key is not None,
+            host=self._spec.host,
+            url=self._spec.url,
+        )
+        self._batch_routes = BatchRoutes(self._batches, access)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry point."""
@@ -132,7 +143,7 @@ class ArcadiaMiddleware:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         if is_batch_path(path):
-            await batch_routes.handle(self._batches, scope, receive, send)
+            await self._batch_routes.handle(scope, receive, send)
         elif path == bundles.PATH:
             await bundle_route.handle(self._rows, scope, receive, send)
         elif path in self._fastchat:
@@ -215,6 +226,7 @@ class ArcadiaMiddleware:
                 loop = asyncio.get_running_loop()
                 loop.add_signal_handler(signal.SIGUSR1, self._start_draining)
                 env_cache.register()
+                refuse_redirects_to_other_hosts()
                 give_way(self._spec.num_gpus)
                 self._start(self._open())
             await send(message)

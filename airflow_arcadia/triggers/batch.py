@@ -61,21 +61,21 @@ class ArcadiaBatchInferenceTrigger(BaseTrigger):
         try:
             hook = await ArcadiaHook.loaded(self.arcadia_conn_id)
             leases, launcher = hook.leases, hook.launcher(handle.launcher)
+            batches = RemoteBatches(Endpoint(handle.url, hook.api_key), await hook.batch_token(handle))
         except ArcadiaError as error:
             yield _event(failed=str(error))
             return
         renewing = asyncio.ensure_future(keep_renewed(leases, handle.lease, self.log))
         try:
-            yield await self._ended(handle, launcher, Endpoint(handle.url, hook.api_key), renewing)
+            yield await self._ended(handle, launcher, batches, renewing)
         finally:
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)
 
     async def _ended(
-        self, handle: WorkerHandle, launcher: Launcher, endpoint: Endpoint, renewing: asyncio.Future[Any]
+        self, handle: WorkerHandle, launcher: Launcher, batches: RemoteBatches, renewing: asyncio.Future[Any]
     ) -> TriggerEvent:
         """Poll until the batch has ended, or cannot be waited for any longer."""
-        batches = RemoteBatches(endpoint)
         said: Progress | None = None
         answered_at = time.monotonic()
         while True:
@@ -123,7 +123,9 @@ class ArcadiaBatchInferenceTrigger(BaseTrigger):
         """A user ended the task: cancel the batch; what is committed is kept."""
         try:
             hook = await ArcadiaHook.loaded(self.arcadia_conn_id)
-            await RemoteBatches(Endpoint(self.handle["url"], hook.api_key)).cancel(self.batch_id)
+            handle = WorkerHandle.from_dict(self.handle)
+            endpoint = Endpoint(handle.url, hook.api_key)
+            await RemoteBatches(endpoint, await hook.batch_token(handle)).cancel(self.batch_id)
         except ArcadiaError as error:
             # The teardown ends the worker and the batch with it.
             self.log.warning("%s was not cancelled: %s", self.batch_id, error)

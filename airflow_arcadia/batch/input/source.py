@@ -34,6 +34,10 @@ READY_CONTENT = ("messages", "input")
 _BROKEN = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
 
 
+class QuotesInputError(BatchInputError):
+    """An error whose message quotes the input: not for whoever may not read it."""
+
+
 @dataclass(frozen=True)
 class Input:
     """Where the rows come from.
@@ -191,7 +195,7 @@ def check_columns(line: bytes, spec: BatchSpec) -> bool:
     else:
         missing, what_to_do = set(spec.columns_as_parameters) - names, "Correct columns_as_parameters."
     if missing:
-        raise BatchInputError(
+        raise QuotesInputError(
             f"{shown(spec.input)} has no column {' or '.join(sorted(missing))}; "
             f"it has {', '.join(sorted(names))}.",
             what_to_do=what_to_do,

@@ -16,6 +16,7 @@ from airflow_arcadia.kubernetes.kinds import (
 )
 from airflow_arcadia.kubernetes.pod_template import (
     API_KEY,
+    BATCH_TOKEN,
     CACHES,
     HF_TOKEN,
     RAY_TOKEN,
@@ -57,6 +58,7 @@ def placement(worker: str, settings: PodSettings, namespace: str, secrets: Mappi
         advertised_address=url,
         api_key_file=f"{SECRETS_PATH}/{API_KEY}" if API_KEY in secrets else None,
         ray_token_file=f"{SECRETS_PATH}/{RAY_TOKEN}" if RAY_TOKEN in secrets else None,
+        batch_token_file=f"{SECRETS_PATH}/{BATCH_TOKEN}" if BATCH_TOKEN in secrets else None,
     )
 
 

@@ -1,0 +1,144 @@
+"""What a client may ask of ``POST /v1/batches``: a request's JSON in, a validated job out. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_arcadia.batch import BatchSpec
+from airflow_arcadia.batch.openai_format import CHAT, COMPLETIONS, EMBEDDINGS
+from airflow_arcadia.exceptions import BatchInputError
+
+MAX_REQUEST_BYTES = 2**20
+_MAX_DEPTH = 64
+_MAX_METADATA, _MAX_KEY, _MAX_VALUE = 16, 64, 512
+"""OpenAI's limits on metadata: pairs, and characters of a key and a value."""
+_ENDPOINTS = (CHAT, COMPLETIONS, EMBEDDINGS)
+_CLIENT_OPTIONS = frozenset(
+    {"limit", "max_in_flight", "max_attempts", "max_failed_rows", "max_failed_fraction", "overwrite"}
+    | {"on_change", "retry_failed_only", "prompt_column", "prompt_template", "prompt_as", "input_format"}
+    | {"ordering"}
+)
+"""Options of a client that is not the run's own task: none that takes the server's memory or time."""
+_CLIENT_LIMITS = {"max_in_flight": 4096, "max_attempts": 100}
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """A valid request.
+
+    :param endpoint: OpenAI's ``endpoint``: one of the URLs a row may name.
+    :param metadata: OpenAI's ``metadata``.
+    """
+
+    spec: BatchSpec
+    endpoint: str
+    metadata: dict[str, str] | None
+
+
+def parse(body: object, model: str, *, trusted: bool) -> BatchRequest:
+    """The job that a request asks for.
+
+    :param model: name the worker serves.
+    :param trusted: whether the run's own task sends it, which may use every option.
+
+    Raises :class:`BatchInputError` or :class:`~airflow_arcadia.exceptions.ArcadiaConfigError` naming what is
+    wrong with it. URIs are not judged here.
+    """
+    if not isinstance(body, dict):
+        raise _wrong("The request is not a JSON object.", "Send the fields of OpenAI's Batch API.")
+    _check_values(body)
+    source = body.get("input_file_id")
+    if not isinstance(source, str) or not source:
+        raise _wrong("The request has no input_file_id.", "Set it to the URI of the rows.")
+    metadata = _metadata(body.get("metadata"))
+    output = body.get("output") or (metadata or {}).get("output") or f"{source}.answers.jsonl"
+    if not isinstance(output, str):
+        raise _wrong("output is not text.", "Set it to the URI of the answers.")
+    options = _mapping(body.get("options"), "options")
+    if not trusted:
+        _check_options(options)
+    spec = BatchSpec.parse(
+        options,
+        input=source,
+        output=output,
+        model=model,
+        parameters=_mapping(body.get("parameters"), "parameters"),
+    )
+    if not trusted:
+        _check_limits(spec)
+    return BatchRequest(spec, _endpoint(body.get("endpoint")), metadata)
+
+
+def _endpoint(given: object) -> str:
+    if given is None:
+        return CHAT
+    if given not in _ENDPOINTS:
+        raise _wrong("endpoint is not supported.", f"Use one of {', '.join(_ENDPOINTS)}.")
+    return str(given)
+
+
+def _metadata(given: object) -> dict[str, str] | None:
+    if given is None:
+        return None
+    pairs = _mapping(given, "metadata")
+    if len(pairs) > _MAX_METADATA:
+        raise _wrong(f"metadata has more than {_MAX_METADATA} pairs.", "Use fewer.")
+    for key, value in pairs.items():
+        if not isinstance(value, str) or len(key) > _MAX_KEY or len(value) > _MAX_VALUE:
+            raise _wrong(
+                "metadata has a pair that is too long or not text.",
+                f"Use text of at most {_MAX_KEY} characters for a key and {_MAX_VALUE} for a value.",
+            )
+    return pairs
+
+
+def _mapping(given: object, what: str) -> dict[str, Any]:
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise _wrong(f"{what} is not an object.", f"Send {what} as a JSON object.")
+    return given
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    if unknown := sorted(set(options) - _CLIENT_OPTIONS):
+        raise _wrong(
+            f"options has {unknown[0][:60]!r}, which a client cannot set.",
+            f"Use some of {', '.join(sorted(_CLIENT_OPTIONS))}.",
+        )
+
+
+def _check_limits(spec: BatchSpec) -> None:
+    for name, most in _CLIENT_LIMITS.items():
+        if getattr(spec, name) > most:
+            raise _wrong(f"{name} is {getattr(spec, name)}.", f"Use at most {most}.")
+
+
+def _check_values(body: object) -> None:
+    """Raise :class:`BatchInputError` for nesting or text that cannot be stored and passed on."""
+    for value, depth in _walk(body):
+        if depth > _MAX_DEPTH:
+            raise _wrong(f"The request is nested more than {_MAX_DEPTH} levels deep.", "Send a flatter one.")
+        if isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise _wrong("The request has text that is not Unicode.", "Send whole characters.") from error
+
+
+def _walk(body: object) -> Iterator[tuple[object, int]]:
+    """Every value and key with its depth; what lies deeper than is allowed is not entered."""
+    waiting = [(body, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        yield value, depth
+        if isinstance(value, dict):
+            waiting += [(item, depth + 1) for pair in value.items() for item in pair]
+        elif isinstance(value, list):
+            waiting += [(item, depth + 1) for item in value]
+
+
+def _wrong(what: str, what_to_do: str) -> BatchInputError:
+    return BatchInputError(what, what_to_do=what_to_do)
