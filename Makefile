@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-fast test-kubernetes test-loopback test-chaos matrix soak lint demo up down bench lock clean distclean
+.PHONY: help setup test test-fast test-kubernetes test-loopback test-chaos test-fuzz matrix soak lint demo up down bench lock clean distclean
 
 # Any Python finds a 3.11 by itself; name one with PYTHON=/path/to/python3.11.
 PYTHON ?= python3
@@ -43,6 +43,9 @@ matrix: setup ## kill, mark, time out and clear runs on a whole Airflow in every
 N ?= 200
 soak: setup ## N random paths of the matrix: make soak N=200
 	$(BIN)/python -m tests.lifecycle.matrix --soak $(N) $(ARGS)
+
+test-fuzz: setup ## send a worker's server 10,000 odd requests twice (make test sends 400)
+	ARCADIA_FUZZ_REQUESTS=10000 $(PYTEST) tests/runtime/test_fuzz.py $(ARGS)
 
 lint: setup ## ruff, mypy --strict and the layers
 	$(BIN)/ruff check .

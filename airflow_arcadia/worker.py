@@ -207,8 +207,8 @@ class Placement:
     :param ray_token_file: file holding Ray's token, where the cluster asks for one.
     :param batch_token_file: file holding the token by which the run's own tasks are known to it.
     :param lease_file: file of the lease that owns the worker; None runs unowned.
-    :param fastchat_port: port that serves FastChat's protocol, and nothing else, without the API key, which its
-        gateway cannot send. None serves it on ``port`` alone.
+    :param fastchat_port: port that serves FastChat's protocol, and nothing else, without the API key, which
+        FastChat's gateway cannot send. None serves it on ``port`` alone.
     """
 
     host: str = "127.0.0.1"

@@ -88,6 +88,7 @@ def worker(folder: Path, kv_cache: int) -> Iterator[WorkerHandle]:
         max_num_seqs=MAX_NUM_SEQS,
         max_num_batched_tokens=MAX_NUM_BATCHED_TOKENS,
         extra_args=("--enforce-eager", "--kv-cache-memory-bytes", str(kv_cache)),
+        allowed_uris=(str(folder),),
     )
     launcher = ProcessLauncher(store, WORKER_PYTHON)
     try:

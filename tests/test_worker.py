@@ -46,6 +46,9 @@ FULL = PlacedWorker(
     lease_file="/state/lease.json",
     system_args=("--seed", "1"),
     extra_args=("--hf-overrides", '{"a": "b c"}'),
+    allowed_uris=("s3://bucket/prompts", "/data/a folder"),
+    batch_token_file="/secrets/batch-token",
+    fastchat_port=21003,
 )
 
 
@@ -79,6 +82,7 @@ def test_no_secret_is_in_the_environment():
     # Only paths of files that hold secrets: vLLM's Ray executor copies the environment to every rank.
     assert {k for k in FULL.to_env() if "KEY" in k or ("TOKEN" in k and "BATCHED" not in k)} == {
         "ARCADIA_API_KEY_FILE",
+        "ARCADIA_BATCH_TOKEN_FILE",
         "RAY_AUTH_TOKEN_PATH",
     }
 

@@ -112,6 +112,7 @@ class BatchJobs:
         endpoint: Endpoint,
         model: str,
         folder: Path | None,
+        *,
         connect: Callable[[Endpoint], Client],
         allowed: AllowedUris,
         on_rows: Callable[[], None] = lambda: None,

@@ -33,9 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def worker(folder: Path, worker_python: str, tiny_model: str) -> Iterator[Served]:
-    with served(
-        folder / "worker", worker_python, tiny_model, api_key=KEY, served_model_name="tiny"
-    ) as running:
+    settings = {"api_key": KEY, "served_model_name": "tiny", "allowed_uris": (str(folder),)}
+    with served(folder / "worker", worker_python, tiny_model, **settings) as running:
         yield running
 
 

@@ -32,7 +32,8 @@ SHARE = 0.02
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory: pytest.TempPathFactory, worker_python: str, tiny_model: str) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("cancellation")
-    with served(folder, worker_python, tiny_model, served_model_name="tiny") as running:
+    settings = {"served_model_name": "tiny", "allowed_uris": (str(folder.parent),)}
+    with served(folder, worker_python, tiny_model, **settings) as running:
         yield running
 
 

@@ -137,7 +137,7 @@ def worker(folder: Path, worker_python: str, tiny_model: str) -> Iterator[Served
     with real_ray(folder / "ray", worker_python) as head:
         store = LeaseStore(folder / "connect")
         ray = provision(head.config, 0, 2, lease="unowned", backend=LocalRayBackend(store, worker_python))
-        settings = {"served_model_name": "tiny", "port": free_port()}
+        settings = {"served_model_name": "tiny", "port": free_port(), "allowed_uris": (str(folder),)}
         with served(folder / "worker", worker_python, tiny_model, ray=ray, **settings) as running:
             yield running
 
