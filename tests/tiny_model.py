@@ -81,7 +81,10 @@ def main(target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=target.parent, prefix=".draft-"))
     build(draft)
+    # A pod's user is another one, and safetensors writes files for their owner alone.
     draft.chmod(0o755)
+    for file in draft.iterdir():
+        file.chmod(0o644)
     draft.rename(target)
 
 

@@ -1,1 +1,1 @@
-"""What every room needs that works on a Kubernetes cluster: requests, errors, leases, pods' reasons."""
+"""Access to a Kubernetes cluster: requests and their errors, leases, and what the status of a pod means."""

@@ -97,23 +97,23 @@ class Session:
         return list((await self._list(kind, labels, fields))["items"])
 
     async def create(self, kind: Kind, body: Mapping[str, Any]) -> Object:
-        """The object as made. Raises :class:`KubernetesConflictError` when the name is taken."""
+        """Create the object and return it. Raises :class:`KubernetesConflictError` when the name is taken."""
         # Strict: a misspelt field is refused instead of dropped in silence.
         query = [("fieldValidation", "Strict")]
         return await self._request("POST", kind, body=body, query=query)
 
     async def replace(self, kind: Kind, body: Mapping[str, Any]) -> Object:
-        """The object as replaced. Raises :class:`KubernetesConflictError` when it was changed meanwhile."""
+        """Replace the object and return it. Raises :class:`KubernetesConflictError` when it has changed."""
         return await self._request("PUT", kind, body["metadata"]["name"], body=body)
 
     async def patch(self, kind: Kind, name: str, body: Mapping[str, Any]) -> Object:
-        """The object as changed by a JSON merge patch."""
+        """Change the object by a JSON merge patch and return it."""
         return await self._request("PATCH", kind, name, body=body, content_type=_MERGE_PATCH)
 
     async def delete(
         self, kind: Kind, name: str, *, uid: str | None = None, grace_s: float | None = None
     ) -> None:
-        """Ask for its end; nothing happens when it is gone already.
+        """Delete the object; idempotent.
 
         :param uid: only that object, not a later one of the same name.
         :param grace_s: seconds between SIGTERM and SIGKILL, for a pod; None leaves it to the pod.

@@ -1,4 +1,4 @@
-"""Make an object once, however often it is asked for: by a retry, or by a request whose answer was lost."""
+"""Create objects idempotently: a retry, or a request whose answer was lost, finds what was created before."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _POLL_S = 0.2
 
 
 class NameTakenError(KubernetesError):
-    """An object of that name belongs to somebody else."""
+    """An object of that name belongs to something else."""
 
     retryable = False
 
 
 async def make(session: Session, kind: Kind, body: Mapping[str, Any], lease: Lease) -> Object:
-    """The object as it is in the cluster: made now, or by an earlier try under the same lease.
+    """The object as it is in the cluster: created now, or by an earlier attempt under the same lease.
 
-    One that ended, is being deleted, or was made under a lease that is gone makes room first. Raises
-    :class:`NameTakenError` for one that is somebody else's, and what the API server says against it.
+    One that ended, is being deleted, or was created under a lease that is gone is replaced. Raises
+    :class:`NameTakenError` for one that belongs to something else, and what the API server refuses it for.
     """
     name = body["metadata"]["name"]
     deadline = time.monotonic() + GONE_WAIT_S
@@ -46,8 +46,8 @@ async def make(session: Session, kind: Kind, body: Mapping[str, Any], lease: Lea
             await session.delete(kind, name, uid=found["metadata"]["uid"])
         if time.monotonic() > deadline:
             raise KubernetesError(
-                f"{kind.kind} {name} of an earlier try does not go.",
-                still_running=f"It is still there, being deleted since {GONE_WAIT_S:.0f} s.",
+                f"{kind.kind} {name} from an earlier attempt is still terminating.",
+                still_running=f"It has been terminating for more than {GONE_WAIT_S:.0f} s.",
                 what_to_do="See its finalizers and its node, then clear the task.",
             )
         await asyncio.sleep(_POLL_S)
@@ -62,9 +62,9 @@ def _is_over(kind: Kind, found: Object) -> bool:
 def _taken(kind: Kind, found: Object) -> NameTakenError:
     labels = found["metadata"].get("labels") or {}
     whose = (
-        f"lease {labels[LEASE_LABEL]}" if LEASE_LABEL in labels else labels.get(MANAGED_BY, "somebody else")
+        f"lease {labels[LEASE_LABEL]}" if LEASE_LABEL in labels else labels.get(MANAGED_BY, "something else")
     )
     return NameTakenError(
-        f"{kind.kind} {found['metadata']['name']} is there already and belongs to {whose}.",
+        f"{kind.kind} {found['metadata']['name']} already exists and belongs to {whose}.",
         what_to_do="Give the group another name or the worker another namespace, or delete that object.",
     )

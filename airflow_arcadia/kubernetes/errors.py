@@ -1,4 +1,4 @@
-"""What the API server says went wrong, as errors of this provider's family."""
+"""Turn the API server's refusals into errors of this provider's family."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class KubernetesAbsentError(KubernetesError):
 
 
 class KubernetesConflictError(KubernetesError):
-    """The object is there already, or was changed by somebody else meanwhile."""
+    """The object is there already, or was changed by another writer meanwhile."""
 
     status = 409
 
@@ -74,7 +74,7 @@ def unreachable(why: object) -> KubernetesUnreachableError:
 def refused(  # noqa: PLR0917 - an answer, and what had been asked
     status: int, body: str, verb: str, kind: Kind, namespace: str, name: str | None = None
 ) -> KubernetesError:
-    """The error for an answer of the API server that is no success.
+    """The error for a refusal by the API server.
 
     :param verb: as RBAC names it: ``get``, ``list``, ``watch``, ``create``, …
     """
@@ -116,8 +116,8 @@ _KINDS: dict[int, tuple[type[KubernetesError], str]] = {
 def _not_allowed(message: str, verb: str, kind: Kind, namespace: str) -> KubernetesError:
     if "exceeded quota" in message:
         return KubernetesQuotaError(
-            f"Namespace {namespace} has no room for it: {message}",
-            what_to_do="Wait until others end, or raise the ResourceQuota.",
+            f"The quota of namespace {namespace} is used up: {message}",
+            what_to_do="Wait until other pods end, or raise the ResourceQuota.",
         )
     if "not yet ready to handle request" in message:
         # Admission of a server that has just started and has not read what it decides by.

@@ -1,4 +1,4 @@
-"""The kinds of objects this provider makes or reads, and the labels that tell whose they are."""
+"""The kinds of objects this provider creates or reads, and the labels that name their owner."""
 
 from __future__ import annotations
 

@@ -10,9 +10,9 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable
-from datetime import datetime, timezone
 
 from airflow_arcadia.kubernetes.api import KubernetesApi, Session
+from airflow_arcadia.kubernetes.conflicts import retry_on_conflict
 from airflow_arcadia.kubernetes.errors import KubernetesConflictError
 from airflow_arcadia.kubernetes.kinds import (
     LEASE,
@@ -22,13 +22,13 @@ from airflow_arcadia.kubernetes.kinds import (
     labels_of_lease,
     selector,
 )
+from airflow_arcadia.kubernetes.times import micro_time, seconds
 from airflow_arcadia.lease import DEFAULT_DURATION_S, Identity, Lease, UnreadableLeaseError, unreadable
 from airflow_arcadia.lease_store import no_such_lease
 
 IDENTITY = "airflow-arcadia/identity"
 OWNED = "airflow-arcadia/owned"
 RELEASED = "airflow-arcadia/released"
-_ATTEMPTS = 10  # renewals of several tasks may meet; each attempt reads anew
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,8 @@ async def change_lease(
 
     Raises :class:`~airflow_arcadia.lease_store.LeaseError` when there is none.
     """
-    for attempt in range(_ATTEMPTS):
+
+    async def attempt() -> Lease:
         found = await session.get(LEASE, name)
         if found is None or found["metadata"].get("deletionTimestamp"):
             raise no_such_lease(name)
@@ -115,12 +116,9 @@ async def change_lease(
             "labels": (found["metadata"].get("labels") or {}) | wanted["metadata"]["labels"],
             "annotations": (found["metadata"].get("annotations") or {}) | wanted["metadata"]["annotations"],
         }
-        try:
-            return parse_lease(await session.replace(LEASE, wanted))
-        except KubernetesConflictError:
-            if attempt == _ATTEMPTS - 1:
-                raise
-    raise AssertionError("not reached")
+        return parse_lease(await session.replace(LEASE, wanted))
+
+    return await retry_on_conflict(attempt)
 
 
 def lease_object(lease: Lease) -> Object:
@@ -141,8 +139,8 @@ def lease_object(lease: Lease) -> Object:
         "spec": {
             "holderIdentity": f"{identity.dag_id}/{identity.run_id}/{identity.group}/{identity.map_index}",
             "leaseDurationSeconds": max(1, round(lease.duration_s)),
-            "acquireTime": _micro_time(lease.created_at),
-            "renewTime": _micro_time(lease.renewed_at),
+            "acquireTime": micro_time(lease.created_at),
+            "renewTime": micro_time(lease.renewed_at),
         },
     }
 
@@ -158,8 +156,8 @@ def parse_lease(found: Object) -> Lease:
         raw = {
             "name": metadata["name"],
             "identity": json.loads(annotations[IDENTITY]),
-            "renewed_at": _seconds(spec["renewTime"]),
-            "created_at": _seconds(spec.get("acquireTime") or spec["renewTime"]),
+            "renewed_at": seconds(spec["renewTime"]),
+            "created_at": seconds(spec.get("acquireTime") or spec["renewTime"]),
             "duration_s": spec["leaseDurationSeconds"],
             "owned": json.loads(annotations.get(OWNED, "[]")),
             "released": annotations.get(RELEASED) == "true",
@@ -168,12 +166,3 @@ def parse_lease(found: Object) -> Lease:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise unreadable(metadata["name"], f"{type(error).__name__}: {error}") from error
     return Lease.from_dict(raw)
-
-
-def _micro_time(seconds: float) -> str:
-    """Kubernetes' MicroTime: RFC 3339 with six digits after the second."""
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def _seconds(text: str) -> float:
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()

@@ -1,34 +1,49 @@
-"""Look at a pod: with its events while it does not run, and with the log that says why it failed."""
+"""Read a pod: with its events while it is not ready, and with the log that says why it failed."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 
 from airflow_arcadia.kubernetes.api import Session
+from airflow_arcadia.kubernetes.errors import KubernetesUnreachableError
 from airflow_arcadia.kubernetes.kinds import EVENT, Object
-from airflow_arcadia.kubernetes.pod_status import PodSeen, failed_container
+from airflow_arcadia.kubernetes.pod_status import PodSeen, failed_container, is_ready
 
 LOG_LINES = 40  # a traceback of vLLM's with the lines before it
 _LOG_PAUSE_S = 1.0
 
 
-async def look(session: Session, name: str, container: str, pod: Object | None) -> PodSeen:
-    """The pod with what explains it.
+T = TypeVar("T")
 
-    :param container: whose log matters while none has failed.
+
+async def unless_unreachable(work: Awaitable[T]) -> T | None:
+    """The result; None while the API server cannot be reached, where nothing is known."""
+    try:
+        return await work
+    except KubernetesUnreachableError:
+        return None
+
+
+async def look(session: Session, name: str, container: str | None, pod: Object | None) -> PodSeen:
+    """Read what explains the state of a pod: its events while it is not ready, and a log.
+
+    :param container: whose log to read while it runs and none has failed; None reads only a failed one's.
     :param pod: as the API server has it; None when it says that there is none.
     """
     if pod is None:
         return PodSeen(name, None)
+    of_it = f"involvedObject.uid={pod['metadata']['uid']}"
     status = pod.get("status") or {}
-    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or ())
-    events = [] if ready else await session.find(EVENT, fields=f"involvedObject.uid={pod['metadata']['uid']}")
+    events = [] if is_ready(pod) else await session.find(EVENT, fields=of_it)
     events.sort(key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""))
     failed = failed_container(pod)
-    container, previous = failed or (container, False)
+    if failed is None and container is not None and status.get("phase") == "Running":
+        failed = container, False
     lines: list[str] = []
-    if failed or status.get("phase") == "Running":
+    if failed is not None:
+        container, previous = failed
         lines = await session.logs(name, container, LOG_LINES, previous=previous)
     return PodSeen(name, pod, events, lines)
 

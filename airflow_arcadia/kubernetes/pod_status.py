@@ -26,7 +26,7 @@ _CANNOT_START = {
     "RunContainerError": _CORRECT,
     "StartError": "Correct the container's command.",
 }
-"""Reasons of a waiting container that no waiting mends, and what to do."""
+"""Reasons of a waiting container that are not transient, and what to do."""
 _SCALING_UP = ("TriggeredScaleUp", "Nominated", "NominatedNode")
 """Events by which an autoscaler (Cluster Autoscaler, Karpenter) says that it makes a node for the pod."""
 _OUT_OF_MEMORY = (
@@ -98,8 +98,13 @@ def observe_pod(seen: PodSeen, *, now: float, unschedulable_grace_s: float = 0.0
     if trouble is not None:
         reason, known = trouble
         return _lost(reason, known, log_tail)
-    probed = _condition(status, "Ready").get("status") == "True"
-    return ProcessObservation(True, log_tail=log_tail, doing=_doing(status, events), probed=probed)
+    doing = _doing(status, events)
+    return ProcessObservation(True, log_tail=log_tail, doing=doing, probed=is_ready(pod))
+
+
+def is_ready(pod: Mapping[str, Any] | None) -> bool:
+    """Whether the pod's readiness probes pass."""
+    return pod is not None and _condition(pod.get("status") or {}, "Ready").get("status") == "True"
 
 
 def failed_container(pod: Mapping[str, Any]) -> tuple[str, bool] | None:
@@ -123,8 +128,8 @@ def _being_deleted(name: str, pod: Mapping[str, Any]) -> tuple[str, Trouble] | N
         reason = str(disruption.get("reason") or "DisruptionTarget")
         what = f"Pod {name} is taken from node {node} ({reason}): {sentence(disruption.get('message'))}"
         if reason == "DeletionByTaintManager":
-            what = f"Node {node} of pod {name} is lost ({reason}): {sentence(disruption.get('message'))}"
-        return reason, Trouble(what, GONE, "Clear the run from launch_worker once the cluster has room.")
+            what = f"Pod {name} is evicted from node {node}, which is tainted or unreachable ({reason})."
+        return reason, Trouble(what, GONE, "Clear the run from launch_worker once the cluster has capacity.")
     return "being deleted", Trouble(
         f"Pod {name} is being deleted.",
         "It ends within its grace period.",
@@ -140,7 +145,7 @@ def _ended(name: str, status: Mapping[str, Any], log_tail: Sequence[str]) -> tup
         what_to_do = {
             "DeadlineExceeded": "Raise active_deadline_seconds, then clear the run from launch_worker.",
             "Evicted": "Ask for the memory and disk it needs as requests, then clear from launch_worker.",
-        }.get(reason, "Clear the run from launch_worker once the cluster has room.")
+        }.get(reason, "Clear the run from launch_worker once the cluster has capacity.")
         what = f"Pod {name} was ended by the cluster ({reason}): {sentence(status.get('message'))}"
         return str(reason), Trouble(what, GONE, what_to_do)
     return _terminated(name, status, log_tail, "ended") or (
@@ -211,9 +216,9 @@ def _cannot_start(
             what = f"Container {container.name} of pod {name} cannot start ({reason}): {message}"
             return str(reason), Trouble(what, _KEPT, _CANNOT_START[reason])
         if reason == "CrashLoopBackOff":
-            found = _terminated(name, status, log_tail, "crashes again and again, CrashLoopBackOff")
+            found = _terminated(name, status, log_tail, "keeps crashing, CrashLoopBackOff")
             if found is None:
-                what = f"Container {container.name} of pod {name} crashes again and again (CrashLoopBackOff)."
+                what = f"Container {container.name} of pod {name} keeps crashing (CrashLoopBackOff)."
                 return "CrashLoopBackOff", Trouble(what, _KEPT, _named_cause())
             how, known = found
             return f"CrashLoopBackOff, {how}", Trouble(known.what, _KEPT, known.what_to_do)

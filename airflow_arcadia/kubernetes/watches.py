@@ -1,4 +1,4 @@
-"""Several watches as one."""
+"""Merge several watches into one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from airflow_arcadia.kubernetes.kinds import Object
 async def together(
     *streams: AsyncGenerator[list[Object] | None, None], every_s: float
 ) -> AsyncGenerator[Sequence[list[Object] | None], None]:
-    """What all of them said last, once each has said something: after every change, and at least so often.
+    """The latest result of each stream, once each has one: after every change, and every ``every_s`` s.
 
     Raises what one of them raises.
 

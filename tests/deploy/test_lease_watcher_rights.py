@@ -33,8 +33,8 @@ def test_ending_every_kind_of_worker_uses_every_right_and_no_other(
     cluster: Cluster, loopback: Loopback, monkeypatch: pytest.MonkeyPatch
 ):
     connect(monkeypatch, cluster, password="the-api-key", ray_token="the-ray-token")
-    arcadia.start_arcadia(cluster, loopback)
-    url = arcadia.made_before(cluster, "theirs")
+    arcadia.start_arcadia(cluster)
+    reached = arcadia.made_before(cluster, "theirs")
     install_kuberay(cluster)
     pod, worker = Run(cluster, "manual__pod", stand_in(cluster)), Run(cluster, "manual__worker")
     theirs = Run(cluster, "manual__theirs")
@@ -53,7 +53,7 @@ def test_ending_every_kind_of_worker_uses_every_right_and_no_other(
         provision.execute(make_context(pod.run_id))
     pod.launch()
     worker.launch(launcher="custom_resource", custom_resource=arcadia.made_here())
-    existing = {"name": "theirs", "existing": True, "worker_url": url}
+    existing = {"name": "theirs", "existing": True, **reached}
     theirs.launch(launcher="custom_resource", custom_resource=existing)
     api = kubernetes_api(cluster.airflow_connection["extra"], cluster.namespace, patience_s=5)
     KubernetesLeases(api).update(pod.lease, lambda held: replace(held, duration_s=7200.0))

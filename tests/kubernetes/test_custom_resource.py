@@ -197,7 +197,7 @@ def test_a_worker_that_is_kept_has_the_same_uid_in_the_next_run(run: Run, cluste
 def test_a_worker_of_somebody_elses_is_neither_taken_over_nor_deleted(run: Run, cluster: Cluster):
     made_before(cluster, "qwen")
     with pytest.raises(
-        AirflowFailException, match="Worker qwen is there already and belongs to somebody else"
+        AirflowFailException, match="Worker qwen already exists and belongs to something else"
     ):
         launch(run, name="qwen")
     with pytest.raises(AirflowFailException, match="Set existing=True"):

@@ -224,7 +224,7 @@ def test_a_cluster_of_somebody_elses_is_not_taken_over(run: Run, cluster: Cluste
     body = ray_cluster(SOMEBODYS, KubeRaySpec(image="registry.invalid/ray:1"), 2, token=False)
     body["metadata"] = {"name": run.lease}
     cluster.custom.create_namespaced_custom_object(*RESOURCE, cluster.namespace, "rayclusters", body)
-    assert f"RayCluster {run.lease} is there already and belongs to somebody else" in failure(run)
+    assert f"RayCluster {run.lease} already exists and belongs to something else" in failure(run)
     run.teardown()
     assert len(ray_clusters(cluster) or ()) == 1
     cluster.custom.delete_namespaced_custom_object(*RESOURCE, cluster.namespace, "rayclusters", run.lease)

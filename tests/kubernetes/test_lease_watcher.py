@@ -62,7 +62,7 @@ def test_a_pod_ends_with_its_lease_and_one_whose_lease_is_held_stays(
 def test_a_worker_of_arcadias_operator_ends_with_its_lease(
     leases: KubernetesLeases, cluster: Cluster, loopback: Loopback
 ):
-    arcadia.start_arcadia(cluster, loopback)
+    arcadia.start_arcadia(cluster)
     run = Run(cluster, "manual__worker")
     run.reserve()
     handle = run.launch(launcher="custom_resource", custom_resource=arcadia.made_here())
@@ -76,11 +76,11 @@ def test_a_worker_of_arcadias_operator_ends_with_its_lease(
 def test_a_workers_existing_resource_is_taken_offline_and_stays(
     leases: KubernetesLeases, cluster: Cluster, loopback: Loopback
 ):
-    arcadia.start_arcadia(cluster, loopback)
-    url = arcadia.made_before(cluster, "theirs")
+    arcadia.start_arcadia(cluster)
+    reached = arcadia.made_before(cluster, "theirs")
     run = Run(cluster, "manual__existing")
     run.reserve()
-    settings = {"name": "theirs", "existing": True, "worker_url": url}
+    settings = {"name": "theirs", "existing": True, **reached}
     run.launch(launcher="custom_resource", custom_resource=settings)
     wait_for(lambda: arcadia.pods(cluster, "theirs"), 30, "its pod")
     let_lapse(leases, run)

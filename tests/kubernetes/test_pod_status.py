@@ -68,7 +68,7 @@ def test_a_crash_loop_has_the_cause_of_its_last_crash_and_the_log_of_that_run():
     last = {"terminated": {"exitCode": 1, "reason": "Error"}}
     status = waiting("CrashLoopBackOff", lastState=last)
     words = said(look(status, log=("Traceback", "ValueError: no heads")))
-    assert "crashes again and again, CrashLoopBackOff (Error, exit code 1): ValueError: no heads." in words
+    assert "keeps crashing, CrashLoopBackOff (Error, exit code 1): ValueError: no heads." in words
     assert failed_container({"status": status}) == ("worker", True)
 
 
@@ -163,7 +163,9 @@ def test_a_pod_taken_from_its_node_is_told_from_one_that_somebody_deletes():
             }
         ],
     }
-    assert "Node n of pod p is lost (DeletionByTaintManager)" in said(look(taken, deletionTimestamp=THEN))
+    assert "Pod p is evicted from node n, which is tainted or unreachable (DeletionByTaintManager)" in said(
+        look(taken, deletionTimestamp=THEN)
+    )
     assert said(look({"phase": "Running"}, deletionTimestamp=THEN)) == "Pod p is being deleted."
 
 

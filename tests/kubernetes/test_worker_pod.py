@@ -99,7 +99,7 @@ def test_a_name_that_somebody_else_has_is_not_taken_over(run: Run, cluster: Clus
         "spec": {"ports": [{"port": 80}]},
     }
     cluster.core.create_namespaced_service(cluster.namespace, body)
-    with pytest.raises(AirflowFailException, match=f"Service {name} is there already and belongs"):
+    with pytest.raises(AirflowFailException, match=f"Service {name} already exists and belongs"):
         run.launch()
     run.teardown()
     assert cluster.core.read_namespaced_service(name, cluster.namespace)

@@ -15,7 +15,7 @@ from airflow_arcadia.kubernetes.ensure import make
 from airflow_arcadia.kubernetes.errors import KubernetesUnreachableError
 from airflow_arcadia.kubernetes.kinds import LEASE_LABEL, POD, WORKER, Object
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
-from airflow_arcadia.kubernetes.pod_reader import follow, look
+from airflow_arcadia.kubernetes.pod_reader import follow, look, unless_unreachable
 from airflow_arcadia.kubernetes.watches import together
 from airflow_arcadia.launchers.arcadia_worker import manifest as resource
 from airflow_arcadia.launchers.arcadia_worker.ownership import LAUNCHER, take_offline, take_online, taken_by
@@ -142,7 +142,8 @@ class CustomResourceLauncher:
                 async for workers, pods in changes:
                     seen = None
                     if workers is not None and pods is not None:
-                        seen = await _try_to_look(session, where, workers[0] if workers else None, pods)
+                        worker = workers[0] if workers else None
+                        seen = await unless_unreachable(_look(session, where, worker, pods))
                     if seen is None:
                         yield ProcessObservation(None)
                     else:
@@ -241,12 +242,3 @@ async def _look(
         return WorkerSeen(worker)
     name = pod["metadata"]["name"]
     return WorkerSeen(worker, await look(session, name, str(where["container"]), pod))
-
-
-async def _try_to_look(
-    session: Session, where: Mapping[str, Any], worker: Object | None, pods: Sequence[Object]
-) -> WorkerSeen | None:
-    try:
-        return await _look(session, where, worker, pods)
-    except KubernetesUnreachableError:
-        return None

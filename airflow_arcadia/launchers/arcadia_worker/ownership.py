@@ -12,9 +12,9 @@ from typing import Any
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.kubernetes.api import Session
+from airflow_arcadia.kubernetes.conflicts import retry_on_conflict
 from airflow_arcadia.kubernetes.ensure import NameTakenError
 from airflow_arcadia.kubernetes.errors import (
-    KubernetesConflictError,
     KubernetesError,
     KubernetesForbiddenError,
     KubernetesInvalidError,
@@ -30,7 +30,6 @@ from airflow_arcadia.lease_store import no_such_lease
 LAUNCHER = "custom_resource"
 TAKEN_BY = "airflow-arcadia/online-for"
 """Annotation with the name of the lease that took the Worker online."""
-_TRIES = 10  # Arcadia's operator writes to the Worker, too; each try reads anew
 
 
 class WorkerInUseError(KubernetesError):
@@ -47,37 +46,32 @@ async def take_online(
 
     Raises :class:`WorkerInUseError`, :class:`NameTakenError` and :class:`ArcadiaConfigError`.
     """
-    for tries in range(_TRIES):
+
+    async def attempt() -> Object:
         found = await session.get(WORKER, name)
-        try:
-            if found is None:
-                online = await session.create(WORKER, _first(session, name, lease, wanted))
-            else:
-                online = await _take(session, found, lease, wanted, check)
-        except KubernetesConflictError:
-            if tries == _TRIES - 1:
-                raise
-            continue
-        if not await _is_held(session, lease):
-            # The teardown went by between the record and the write: nobody would take it offline again.
-            await take_offline(session, name, lease.name)
-            raise no_such_lease(lease.name)
-        return online
-    raise AssertionError("not reached")
+        if found is None:
+            return await session.create(WORKER, _first(session, name, lease, wanted))
+        return await _take(session, found, lease, wanted, check)
+
+    # Arcadia's operator writes to the Worker, too.
+    online = await retry_on_conflict(attempt)
+    if not await _is_held(session, lease):
+        # The teardown went by between the record and the write: nobody would take it offline again.
+        await take_offline(session, name, lease.name)
+        raise no_such_lease(lease.name)
+    return online
 
 
 async def take_offline(session: Session, name: str, lease: str) -> Object | None:
     """Take it offline if that lease took it online; returns the Worker, None when there is none."""
-    for tries in range(_TRIES):
+
+    async def attempt() -> Object | None:
         found = await session.get(WORKER, name)
         if found is None or taken_by(found) != lease:
             return found
-        try:
-            return await session.patch(WORKER, name, _change(found, None, {"replicas": 0}))
-        except KubernetesConflictError:
-            if tries == _TRIES - 1:
-                raise
-    raise AssertionError("not reached")
+        return await session.patch(WORKER, name, _change(found, None, {"replicas": 0}))
+
+    return await retry_on_conflict(attempt)
 
 
 async def workers_of_lease(session: Session, lease: str) -> list[Owned]:
@@ -119,7 +113,7 @@ async def _take(
             what_to_do="Wait for that run's teardown, or use another Worker.",
         )
     if online and holder in {None, lease.name}:
-        # Somebody's whom no lease knows, or an earlier try's.
+        # Taken online by a user, or by an earlier attempt.
         check(found)
         return found
     if wanted is None:

@@ -14,8 +14,9 @@ from airflow_arcadia.kubernetes.ensure import make
 from airflow_arcadia.kubernetes.errors import KubernetesUnreachableError
 from airflow_arcadia.kubernetes.kinds import POD, SECRET, SERVICE, WORKER_LABEL, Object, selector
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
-from airflow_arcadia.kubernetes.pod_reader import follow, look
-from airflow_arcadia.kubernetes.pod_status import PodSeen, observe_pod
+from airflow_arcadia.kubernetes.pod_reader import follow, look, unless_unreachable
+from airflow_arcadia.kubernetes.pod_status import PodSeen, is_ready, observe_pod
+from airflow_arcadia.kubernetes.watches import together
 from airflow_arcadia.launchers.pod import manifest
 from airflow_arcadia.launchers.pod.settings import PodSettings, refuse_secrets
 from airflow_arcadia.lease import Lease, Owned
@@ -113,21 +114,19 @@ class PodLauncher:
         where = handle.where
         async with self._api.session() as session:
             session.patience_s = 0.0  # the next change is the retry
-            changes = session.changes(POD, fields=f"metadata.name={where['pod']}")
-            coming = asyncio.ensure_future(anext(changes))
-            seen: PodSeen | None = None
-            try:
-                while True:
-                    done, _ = await asyncio.wait({coming}, timeout=_LOOK_AGAIN_S)
-                    if done:
-                        found = coming.result()
-                        coming = asyncio.ensure_future(anext(changes))
-                        seen = None if found is None else await _try_to_look(session, where, found)
+            changes = together(
+                session.changes(POD, fields=f"metadata.name={where['pod']}"), every_s=_LOOK_AGAIN_S
+            )
+            read, seen = None, None
+            async with aclosing(changes):
+                async for (found,) in changes:
+                    # A pod that serves says no more than its changes do.
+                    if found is None:
+                        seen = None
+                    elif found is not read or seen is None or not is_ready(seen.pod):
+                        seen = await unless_unreachable(_look(session, where, found[0] if found else None))
+                    read = found
                     yield ProcessObservation(None) if seen is None else _judged(seen, where)
-            finally:
-                coming.cancel()
-                await asyncio.gather(coming, return_exceptions=True)
-                await changes.aclose()
 
     async def log_lines(self, handle: WorkerHandle) -> AsyncIterator[str]:
         """The worker's log as it grows, from its beginning, however often the connection breaks."""
@@ -177,13 +176,6 @@ async def _look(session: Session, where: Mapping[str, Any], pod: Object | None) 
     if pod is not None and where.get("uid") not in {None, pod["metadata"]["uid"]}:
         pod = None  # another one, made later, has its name
     return await look(session, str(where["pod"]), str(where["container"]), pod)
-
-
-async def _try_to_look(session: Session, where: Mapping[str, Any], found: Sequence[Object]) -> PodSeen | None:
-    try:
-        return await _look(session, where, found[0] if found else None)
-    except KubernetesUnreachableError:
-        return None
 
 
 def _judged(seen: PodSeen, where: Mapping[str, Any]) -> ProcessObservation:

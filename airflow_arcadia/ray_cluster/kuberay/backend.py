@@ -25,7 +25,7 @@ from airflow_arcadia.kubernetes.kinds import (
     owner_reference,
 )
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
-from airflow_arcadia.kubernetes.pod_status import PodSeen, failed_container
+from airflow_arcadia.kubernetes.pod_reader import look
 from airflow_arcadia.kubernetes.pod_template import RAY_TOKEN
 from airflow_arcadia.kubernetes.watches import together
 from airflow_arcadia.lease import Lease, Owned
@@ -40,7 +40,6 @@ LAUNCHER = "kuberay"
 _LOOK_AGAIN_S = 2.0
 _JOIN_S = 60.0  # a node that is Running takes some seconds to be seen by the head
 _POLL_S = 0.5
-_LOG_LINES = 20
 
 log = logging.getLogger(__name__)
 
@@ -177,21 +176,8 @@ async def _judged(
     return judge(
         name,
         found,
-        [await _look(session, pod) for pod in pods],
+        [await look(session, pod["metadata"]["name"], None, pod) for pod in pods],
         now=time.time(),
         unschedulable_grace_s=spec.unschedulable_grace,
         events=events,
     )
-
-
-async def _look(session: Session, pod: Object) -> PodSeen:
-    """The pod with what explains it."""
-    metadata = pod["metadata"]
-    if (pod.get("status") or {}).get("phase") == "Running" and not failed_container(pod):
-        return PodSeen(metadata["name"], pod)
-    events = await session.find(EVENT, fields=f"involvedObject.uid={metadata['uid']}")
-    failed = failed_container(pod)
-    lines = []
-    if failed:
-        lines = await session.logs(metadata["name"], failed[0], _LOG_LINES, previous=failed[1])
-    return PodSeen(metadata["name"], pod, events, lines)

@@ -46,7 +46,7 @@ class Admission:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.services = f"127.{random.randint(64, 126)}"
+        self.services = f"127.{random.randint(64, 126)}.{random.randint(0, 255)}"
 
     def make_namespace(self, name: str, labels: dict[str, str] | None = None) -> Object:
         """Make a namespace, with what a real one has from the start."""
@@ -187,7 +187,7 @@ class Admission:
                 for key, found in self._store.objects.items()
                 if key[1] == "services"
             }
-            free = (f"{self.services}.{high}.{low}" for high in range(256) for low in range(1, 255))
+            free = (f"{self.services}.{low}" for low in range(1, 255))
             spec["clusterIP"] = next(address for address in free if address not in taken)
         spec["clusterIPs"] = [spec["clusterIP"]]
         for port in spec.get("ports") or ():
