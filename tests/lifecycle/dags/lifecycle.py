@@ -82,7 +82,7 @@ def make(
             teardown_retries=0,
             startup_timeout=90,
             poll_interval=0.5,
-            worker_kwargs={"extra_args": extra_args},
+            engine={"extra_args": extra_args},
         ) as worker:
             answer = ArcadiaBatchInferenceOperator(
                 task_id="answer",
