@@ -80,7 +80,7 @@ def test_the_connections_are_json_of_keys_that_the_hook_reads(monkeypatch: pytes
     hook = ArcadiaHook()
     assert hook.launcher_type(None).name == "pod"
     assert hook.kubernetes.namespace == "arcadia"
-    assert set(hook.secrets) == {"api-key", "ray-token", "hf-token"}
+    assert set(hook.secrets) == {"api-key", "batch-token", "ray-token", "hf-token"}
 
 
 def test_every_file_and_object_the_page_names_is_there():
