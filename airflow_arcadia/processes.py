@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
@@ -30,7 +31,12 @@ _START_TOLERANCE_S = 0.05  # psutil rounds a start time to the kernel's clock ti
 _KILL_WAIT_S = 5.0  # after SIGKILL only the kernel's own cleaning up is left
 _POLL_S = 0.05
 
-_INHERITED = frozenset({"HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH"})
+_INHERITED = frozenset(
+    {
+        *("HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH"),
+        "FASTCHAT_WORKER_HEART_BEAT_INTERVAL",
+    }
+)
 _INHERITED_PREFIXES = (
     "LC_",
     "HF_",
@@ -43,16 +49,20 @@ _INHERITED_PREFIXES = (
     "GLOO_",
     "OMP_",
     "RAY_",
-    "FASTCHAT_",
     "SSL_CERT_",
 )
 _INHERITED_SUFFIXES = ("_PROXY", "_CA_BUNDLE")
-# Of a cluster that is not the worker's; and a key, which the worker gets as a file.
-_KEPT_BACK = frozenset({"RAY_ADDRESS", "RAY_JOB_ID", "VLLM_API_KEY"})
+# Of a cluster that is not the worker's.
+_KEPT_BACK = frozenset({"RAY_ADDRESS", "RAY_JOB_ID"})
+_SECRET_NAME = re.compile(r"(^|_)(TOKEN|PASSWORD|SECRET|KEY|CREDENTIALS?)$", re.IGNORECASE)
+"""Names of variables that hold a secret itself, not the path of a file with one."""
+_WITH_PASSWORD = re.compile(r"^([a-z]+://)?[^/@]*@", re.IGNORECASE)
 
 
 def worker_environment(env: Mapping[str, str], python: str) -> dict[str, str]:
     """The part of ``env`` that a worker needs; the rest stays with Airflow, its secrets first of all.
+
+    A worker gets its secrets as files. Of what it inherits only a proxy's URL may hold one.
 
     :param python: the worker's Python; what lies beside it is found first on ``PATH``.
     """
@@ -65,7 +75,21 @@ def worker_environment(env: Mapping[str, str], python: str) -> dict[str, str]:
     }
     path = [str(Path(python).parent), *filter(None, [env.get("PATH")])]
     kept |= {"PATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
-    return {key: value for key, value in kept.items() if key not in _KEPT_BACK}
+    return {k: v for k, v in kept.items() if k not in _KEPT_BACK and not _SECRET_NAME.search(k)}
+
+
+def ray_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """The part of a worker's environment that Ray's own processes may have.
+
+    Everybody's tasks on the Ray cluster inherit it and can read it in ``/proc``: no secret, and no proxy
+    whose URL has a password.
+    """
+    return {
+        key: value
+        for key, value in env.items()
+        if not _SECRET_NAME.search(key)
+        and not (key.upper().endswith("_PROXY") and _WITH_PASSWORD.match(value))
+    }
 
 
 def mark(lease: str, owned: str) -> dict[str, str]:
@@ -109,7 +133,10 @@ def spawn(
                 f"{argv[0]} cannot be started: {error}.",
                 what_to_do="Check that the path exists and may be executed.",
             ) from error
-    return ProcessRef(process.pid, _start_time(process.pid) or time.time())
+    started_at = _start_time(process.pid) or time.time()
+    # Popen would reap a child that has ended when it is collected itself: exit_code() is asked later.
+    process.returncode = 0
+    return ProcessRef(process.pid, started_at)
 
 
 def is_alive(ref: ProcessRef) -> bool:

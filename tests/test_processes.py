@@ -18,6 +18,7 @@ from airflow_arcadia.processes import (
     find_marked,
     is_alive,
     mark,
+    ray_environment,
     remove_unmapped_shm,
     shm_files,
     spawn,
@@ -125,6 +126,11 @@ def test_a_worker_inherits_no_secret_of_airflows():
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "secret",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "VLLM_API_KEY": "secret",
+        "HF_TOKEN": "secret",
+        "RAY_AUTH_TOKEN": "secret",
+        "FASTCHAT_API_KEYS": "secret",
+        "FASTCHAT_WORKER_HEART_BEAT_INTERVAL": "45",
+        "HF_TOKEN_PATH": "/secrets/hf",
         "RAY_ADDRESS": "another:6379",
         "HF_HOME": "/models",
         "CUDA_VISIBLE_DEVICES": "0",
@@ -133,11 +139,27 @@ def test_a_worker_inherits_no_secret_of_airflows():
     }
     assert worker_environment(env, "/venv/bin/python") == {
         "HF_HOME": "/models",
+        "HF_TOKEN_PATH": "/secrets/hf",
+        "FASTCHAT_WORKER_HEART_BEAT_INTERVAL": "45",
         "CUDA_VISIBLE_DEVICES": "0",
         "https_proxy": "http://proxy",
         "PATH": "/venv/bin:/usr/bin",
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def test_rays_processes_get_no_secret_and_no_proxys_password():
+    env = {
+        "HF_TOKEN": "secret",
+        "https_proxy": "http://user:secret@proxy:3128",
+        "HTTP_PROXY": "user:secret@proxy",
+        "no_proxy": "localhost,10.0.0.0/8",
+        "ALL_PROXY": "socks5://proxy:1080",
+        "RAY_AUTH_TOKEN_PATH": "/secrets/token",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    kept = {"no_proxy", "ALL_PROXY", "RAY_AUTH_TOKEN_PATH", "TOKENIZERS_PARALLELISM"}
+    assert ray_environment(env) == {name: env[name] for name in kept}
 
 
 def test_sigterm_goes_to_the_leader_alone_first(tmp_path: Path):

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from airflow_arcadia.exceptions import ArcadiaConfigError, WorkerError
-from airflow_arcadia.kubernetes.pod_template import API_KEY, BATCH_TOKEN, RAY_TOKEN
+from airflow_arcadia.kubernetes.pod_template import API_KEY, BATCH_TOKEN, HF_TOKEN, RAY_TOKEN
 from airflow_arcadia.lease import Lease, Owned
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.ports import free_port, require_free
@@ -35,6 +35,7 @@ from airflow_arcadia.readiness import ProcessObservation
 from airflow_arcadia.worker import Placement, RayConnection, WorkerHandle, WorkerSpec
 
 RUNTIME = "airflow_arcadia.runtime"
+_HF_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 LOG_LINES = 40  # a traceback of vLLM's with the lines before it
 _LOOK_S = 1.0
 _PORT_WAIT_S = 10.0
@@ -93,11 +94,16 @@ class ProcessLauncher:
             where |= {"ray_dashboard": ray.dashboard_url, "ray_token_file": placed.ray_token_file}
         self._record(lease, spec.name, where)
         env = worker_environment(os.environ, self._python) | mark(lease.name, owned)
-        env |= job_environment(lease.name) | placed.to_env()
+        env |= self._hf_token(lease.name) | job_environment(lease.name) | placed.to_env()
         process = spawn([self._python, "-m", RUNTIME], env=env, log_path=log)
         where |= {"pid": process.pid, "started_at": process.started_at, "url": placed.url}
         self._record(lease, spec.name, where)
         return self._handle(spec, lease, ray, where)
+
+    def _hf_token(self, lease: str) -> dict[str, str]:
+        """Hugging Face's token as a file: the connection's, or that of Airflow's environment."""
+        token = self._secrets.get(HF_TOKEN) or next(filter(None, map(os.environ.get, _HF_TOKENS)), None)
+        return {"HF_TOKEN_PATH": str(self._store.write_secret(lease, HF_TOKEN, token))} if token else {}
 
     def _placement(self, lease: str) -> Placement:
         def secret_file(name: str) -> str | None:

@@ -19,7 +19,16 @@ from airflow_arcadia.lease import Owned
 from airflow_arcadia.lease_store import LeaseError, LeaseStore
 from airflow_arcadia.ports import free_port
 from airflow_arcadia.preflight import Versions
-from airflow_arcadia.processes import ProcessRef, end, is_alive, mark, spawn, tail, worker_environment
+from airflow_arcadia.processes import (
+    ProcessRef,
+    end,
+    is_alive,
+    mark,
+    ray_environment,
+    spawn,
+    tail,
+    worker_environment,
+)
 from airflow_arcadia.ray_dashboard import RayClusterUnreachableError, RayDashboard
 from airflow_arcadia.validation import Count, parse
 
@@ -159,7 +168,7 @@ def start_head(
         str(store.file(lease)),
         "--shared",
     ]
-    env = worker_environment(os.environ, worker_python) | mark(lease, where["owned"])
+    env = ray_environment(worker_environment(os.environ, worker_python)) | mark(lease, where["owned"])
     if ray_token_file:
         env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": ray_token_file}
     else:

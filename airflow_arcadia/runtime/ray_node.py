@@ -13,6 +13,7 @@ import psutil
 
 from airflow_arcadia.config import DASHBOARD_PORT
 from airflow_arcadia.exceptions import RayClusterError
+from airflow_arcadia.processes import ray_environment
 from airflow_arcadia.ray_dashboard import RayClusterUnreachableError, RayDashboard, RayNode
 from airflow_arcadia.runtime.log import say
 from airflow_arcadia.runtime.supervisor import start_child
@@ -39,7 +40,7 @@ def join(spec: PlacedWorker, env: Mapping[str, str]) -> tuple[str, subprocess.Po
         say(f"this host is Ray node {node} already")
         return node, None
     say(f"joining the Ray cluster at {spec.ray_address}")
-    raylet = start_child(join_argv(spec), {**env, **auth_environment(spec, env)})
+    raylet = start_child(join_argv(spec), ray_environment(env) | auth_environment(spec, env))
     deadline = time.monotonic() + JOIN_TIMEOUT_S
     while time.monotonic() < deadline and raylet.poll() is None:
         if node := local_node(_nodes(spec, patience_s=deadline - time.monotonic()), addresses):
