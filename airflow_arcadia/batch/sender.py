@@ -195,7 +195,7 @@ class Sender:
             return
         action = decide(failure, well=well, alone=pending.alone)
         if action is Action.FAIL:
-            self._fail(_failed(sent, failure.code, failure.message))
+            self._fail(_failed(sent, failure.code, failure.message, failure))
         elif action is Action.RETRY:
             self._retry(sent, failure, server)
         elif action is Action.BLAME:
@@ -225,7 +225,7 @@ class Sender:
         pending.attempts += 1
         pending.failed_at |= {server}
         if pending.attempts >= spec.max_attempts:
-            self._fail(_failed(sent, failure.code, failure.message))
+            self._fail(_failed(sent, failure.code, failure.message, failure))
             return
         # Jitter: rows that failed together are not to come back together.
         jitter = random.random()  # noqa: S311
@@ -273,8 +273,11 @@ def _weight(failure: Failure, *, well: bool) -> int:
     return 5 if well else 1
 
 
-def _failed(sent: Sent, code: str, message: str) -> RowFailed:
-    return RowFailed(sent.pending, sent.identity, RowError(sent.request.custom_id, code, message))
+def _failed(sent: Sent, code: str, message: str, failure: Failure | None = None) -> RowFailed:
+    """The row as an error row; with the failure that a server's answer was, in that server's words."""
+    status, given = (failure.status, failure.error) if failure is not None else (None, None)
+    error = RowError(sent.request.custom_id, code, message, status, given)
+    return RowFailed(sent.pending, sent.identity, error)
 
 
 def _convicted(sent: Sent, failure: Failure) -> RowFailed:
@@ -282,7 +285,8 @@ def _convicted(sent: Sent, failure: Failure) -> RowFailed:
         times = f"{MAX_DEATHS_ALONE} times"
         message = f"The engine died {times} while it answered this row alone: {failure.message}"
         return _failed(sent, ENGINE_DIED, message)
-    return _failed(sent, failure.code, f"{failure.message} (sent alone {MAX_DEATHS_ALONE} times)")
+    message = f"{failure.message} (sent alone {MAX_DEATHS_ALONE} times)"
+    return _failed(sent, failure.code, message, failure)
 
 
 def _usage(body: dict[str, Any]) -> tuple[int, int]:

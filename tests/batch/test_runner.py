@@ -49,6 +49,21 @@ async def test_a_bad_row_becomes_an_error_row(engine: FakeEngine, write_rows: Wr
     assert [row["custom_id"] for row in errors] == ["row-2", "row-3", "row-4"]
 
 
+async def test_what_the_server_refused_is_kept_in_its_words(
+    engine: FakeEngine, write_rows: Write, output: str
+):
+    rows = [{"prompt": "one"}, {"prompt": "w " * 65}]
+    await run_batch_async(spec(write_rows(*rows), output), [Endpoint(engine.url)])
+    refused = answers(output)[1]
+    assert (refused["error"], refused["response"]["status_code"]) == (None, 400)
+    assert refused["response"]["body"]["error"] == {
+        "message": "This model's maximum context length is 64 tokens, not 65.",
+        "type": "BadRequestError",
+        "param": None,
+        "code": "context_length_exceeded",
+    }
+
+
 async def test_duplicate_custom_ids_neither_collide_nor_overwrite(
     engine: FakeEngine, write_rows: Write, output: str
 ):

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from airflow_arcadia.batch.openai_format import is_answered
 from airflow_arcadia.lease import Identity
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.ports import free_port
@@ -130,7 +131,7 @@ def test_a_scheduled_run_answers_every_row_in_order_and_leaves_nothing(stage: St
     assert airflow.wait_for_run(DAG, run_id, RUN_TIMEOUT_S) == "success", airflow.task_states(DAG, run_id)
     rows = [json.loads(line) for line in (stage.folder / "answers-2026.jsonl").read_text().splitlines()]
     assert [row["custom_id"] for row in rows][::2] == ["chat", "whole", "bad"]
-    assert [row["error"] is None for row in rows] == [True, True, True, True, False]
+    assert [is_answered(row) for row in rows] == [True, True, True, True, False]
     assert rows[2]["response"]["body"]["usage"]["completion_tokens"] == 3
     assert rows[0]["response"]["body"]["choices"][0]["message"]["content"]
     assert "deferred" in airflow.log(DAG, run_id, "worker.model_ready").lower()

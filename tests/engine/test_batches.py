@@ -15,6 +15,7 @@ from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, run_batch
 from airflow_arcadia.batch.batch_api import Completed, Ended, RemoteBatches, Running, judge
+from airflow_arcadia.batch.openai_format import is_answered
 from airflow_arcadia.operators.batch import BATCH_KEY, ArcadiaBatchInferenceOperator
 from airflow_arcadia.readiness import Ready
 from tests.airflow_context import make_context, set_connection
@@ -76,8 +77,10 @@ def undisturbed(worker: Served, source: str, folder: Path) -> bytes:
 
 def test_error_rows_say_why(undisturbed: bytes):
     rows = [json.loads(line) for line in undisturbed.splitlines()]
-    assert [number for number, row in enumerate(rows) if row["error"]] == [10, 20]
-    assert "context" in rows[10]["error"]["message"].lower()
+    assert [number for number, row in enumerate(rows) if not is_answered(row)] == [10, 20]
+    refusal = rows[10]["response"]
+    assert refusal["status_code"] == 400
+    assert "context" in refusal["body"]["error"]["message"].lower()
     assert [row["custom_id"] for row in rows[1:9:3]] == ["the same"] * 3
 
 

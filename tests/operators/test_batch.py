@@ -18,6 +18,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 
 from airflow_arcadia.batch.batch_api import RemoteBatches
+from airflow_arcadia.batch.openai_format import is_answered
 from airflow_arcadia.exceptions import ArcadiaConfigError, BatchError
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.lease_store import LeaseError, LeaseStore
@@ -187,11 +188,11 @@ async def test_bad_rows_become_error_rows_and_duplicates_are_both_answered(worke
     summary, context = await answer(worker, tmp_path)
     assert (summary["rows"], summary["ok"], summary["failed"]) == (5, 2, 3)
     found = rows(tmp_path)
-    assert [row["error"] is None for row in found] == [True, False, False, True, False]
+    assert [is_answered(row) for row in found] == [True, False, False, True, False]
     assert [row["custom_id"] for row in found][0::3] == ["same", "same"]
     texts = [found[i]["response"]["body"]["choices"][0]["text"] for i in (0, 3)]
     assert texts[0] != texts[1]
-    assert "context" in found[4]["error"]["message"]
+    assert "context" in found[4]["response"]["body"]["error"]["message"]
     assert context["task_state_store"][PROGRESS_KEY]["done"] == 5
 
 
