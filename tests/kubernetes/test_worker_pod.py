@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_arcadia.exceptions import ArcadiaError, TeardownError
+from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError, TeardownError
 from tests.conftest import wait_for
 from tests.kubernetes.workers import STAND_IN, Run, connect, stand_in
 from tests.loopback_cluster.cluster import Cluster, Loopback
@@ -69,6 +69,44 @@ def test_no_secret_is_in_the_pod_in_clear(run: Run, cluster: Cluster, caplog: py
     kept = cluster.core.read_namespaced_secret(f"{run.lease}-worker", cluster.namespace)
     assert set(kept.data) == {"api-key", "hf-token"}
     run.teardown()
+
+
+def test_settings_rendered_as_text_and_the_startup_timeout_reach_the_pod(run: Run, cluster: Cluster):
+    run.launch(
+        startup_timeout="7200",
+        engine={"drain_seconds": "45"},
+        pod=json.dumps(
+            {
+                "image": cluster.python_image,
+                "active_deadline_seconds": "3600",
+                "automount_service_account_token": "False",
+                "tolerations": json.dumps([{"key": "gpu", "operator": "Exists"}]),
+            }
+        ),
+    )
+    spec = cluster.core.read_namespaced_pod(run.handle["where"]["pod"], cluster.namespace).spec
+    probe = spec.containers[0].startup_probe
+    assert probe.period_seconds * probe.failure_threshold >= 7200
+    assert (spec.active_deadline_seconds, spec.automount_service_account_token) == (3600, False)
+    assert "gpu" in [toleration.key for toleration in spec.tolerations]
+    env = {item.name: item.value for item in spec.containers[0].env}
+    assert float(env["ARCADIA_DRAIN_SECONDS"]) == 45
+    assert spec.termination_grace_period_seconds >= 45
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"port": 21003}, r"port is set, but the worker is a pod\. Leave port out and give it as pod="),
+        ({"pod": {"image": "i", "port": "http"}}, r"pod\.port is 'http', not a whole number"),
+        ({"pod": '{"image": "i", "imge": "i"}'}, "Did you mean 'image'"),
+    ],
+)
+def test_a_setting_that_would_be_ignored_or_cannot_be_is_refused(run: Run, wrong: dict[str, Any], said: str):
+    before = run.objects
+    with pytest.raises((AirflowFailException, ArcadiaConfigError), match=said):
+        run.launch(**wrong)
+    assert run.objects == before
 
 
 def test_a_secret_among_the_additional_envs_is_refused_at_the_door(run: Run):

@@ -76,6 +76,48 @@ def test_absent_variables_have_arcadias_documented_defaults(tmp_path: Path):
     assert "ray_cluster_index" not in (operator.custom_resource or {})
 
 
+MODEL = """
+apiVersion: arcadia.kubeagi.k8s.com.cn/v1alpha1
+kind: Model
+metadata: {name: qwen-7b-chat, namespace: arcadia}
+spec: {type: llm}
+---
+"""
+
+
+def test_a_file_with_the_workers_model_is_taken_as_kubectl_takes_it(tmp_path: Path):
+    assert read(tmp_path, MODEL + DOCUMENTED).num_gpus == 2
+    with pytest.raises(ArcadiaConfigError, match="has 2 Workers in 3 documents"):
+        read(tmp_path, f"{MODEL}{DOCUMENTED}\n---\n{DOCUMENTED}")
+    with pytest.raises(ArcadiaConfigError, match="has 0 Workers in 2 documents"):
+        read(tmp_path, f"{MODEL}{MODEL}")
+
+
+def test_what_custom_resource_corrects_is_not_held_against_the_manifest(tmp_path: Path):
+    text = DOCUMENTED.replace("type: fastchat-vllm", "type: fastchat")
+    with pytest.raises(ArcadiaConfigError, match="type is 'fastchat'"):
+        read(tmp_path, text)
+    operator = read(tmp_path, text, custom_resource={"type": "fastchat-vllm"})
+    assert (operator.custom_resource or {})["type"] == "fastchat-vllm"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (DOCUMENTED.replace("replicas: 0", "replicas: []"), r"spec\.replicas is a list, not a whole number"),
+        (
+            DOCUMENTED.replace("creator: admin", "creator: 3.10"),
+            r"spec\.creator is 3\.1, a number",
+        ),
+        (DOCUMENTED + "  creator: twice\n", "the key 'creator' is there twice"),
+        ("[" * 5000, "levels deep"),
+    ],
+)
+def test_a_file_that_yaml_would_misread_is_refused(tmp_path: Path, text: str, said: str):
+    with pytest.raises(ArcadiaConfigError, match=said):
+        read(tmp_path, text)
+
+
 def test_parameters_win_over_the_manifest(tmp_path: Path):
     operator = read(tmp_path, num_gpus=4, custom_resource={"ray_cluster_index": 0, "name": None})
     assert operator.num_gpus == 4

@@ -163,3 +163,21 @@ def test_an_idle_worker_ends_on_purpose(start):
     worker = start('report {"end": "no request for 900 s", "hung": false}', drain_seconds=0)
     assert worker.process.wait(30) == STOPPED
     assert likely_cause(worker.lines) == "stopping: no request for 900 s"
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [("EXTRA_ARGS", "a 'b"), ("ARCADIA_DRAIN_SECONDS", "nan"), ("ARCADIA_DRAIN_SECONDS", "-5")],
+)
+def test_an_environment_that_is_not_valid_is_named_and_ends_it_with_2(variable: str, text: str):
+    done = subprocess.run(
+        [sys.executable, "-m", "airflow_arcadia.runtime"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "FASTCHAT_MODEL_NAME": "m", variable: text},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert variable in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr

@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG, task
 
+from airflow_arcadia.exceptions import ArcadiaConfigError
+from airflow_arcadia.launchers.pod.settings import PodOptions
 from airflow_arcadia.operators.batch import ArcadiaBatchInferenceOperator
+from airflow_arcadia.ray_cluster.kuberay.settings import KubeRaySpec
 from airflow_arcadia.task_groups.worker import ArcadiaWorkerGroup
+from airflow_arcadia.worker import EngineOptions
 
 
 def batch(task_id: str, worker: ArcadiaWorkerGroup) -> ArcadiaBatchInferenceOperator:
@@ -85,3 +89,51 @@ def test_several_workers_are_launched_side_by_side_and_given_together():
     assert upstream(dag, "first") == {"model_ready_0", "model_ready_1"}
     assert len(worker.handle) == 2
     assert dag.get_task("w.provision_ray_cluster").num_workers == 2
+
+
+def test_the_engine_and_the_startup_timeout_reach_every_launch():
+    engine: EngineOptions = {"max_num_seqs": "{{ params.seqs }}", "drain_seconds": 5}
+    _, worker = make(num_workers=2, engine=engine, startup_timeout=7200, served_model_name="qwen")
+    for launch in worker.launches:
+        assert (launch.engine, launch.startup_timeout) == (engine, 7200)
+        assert launch.served_model_name == "qwen"
+    assert [ready.startup_timeout for ready in worker.ready] == [7200, 7200]
+
+
+def test_a_created_ray_cluster_is_like_the_workers_pod_unless_told_otherwise():
+    pod: PodOptions = {
+        "image": "worker:1",
+        "model_volume": {"emptyDir": {}},
+        "tolerations": [{"key": "gpu"}],
+        "node_selector": {"gpu": "a100"},
+        "resources": {"limits": {"memory": "8Gi"}},
+    }
+    _, worker = make(pod=pod, ray_cluster_spec={"image": "nodes:1", "num_gpus": 4})
+    spec = KubeRaySpec.parse(worker.provision.spec_for(in_cluster=True))
+    assert (spec.image, spec.num_gpus) == ("nodes:1", 4)
+    assert (spec.model_volume, spec.tolerations) == (pod["model_volume"], pod["tolerations"])
+    assert (spec.node_selector, spec.resources) == ({"gpu": "a100"}, {})
+    _, worker = make(pod=pod)
+    assert KubeRaySpec.parse(worker.provision.spec_for(in_cluster=True)).image == "worker:1"
+    # A local head is made of nothing: it has no image.
+    assert worker.provision.spec_for(in_cluster=False) == {}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"num_workers": 0}, "num_workers is 0. Set it to at least 1"),
+        ({"num_workers": "{{ params.n }}"}, "num_workers is '{{ params.n }}', not a whole number"),
+        ({"startup_timeout": "soon"}, "startup_timeout is 'soon', not a number"),
+        ({"engine": {"max_num_seq": 8}}, "engine has the unknown key 'max_num_seq'"),
+        ({"pod": {"image_pull_secrets": "regcred"}}, "pod.image_pull_secrets is 'regcred', not a list"),
+        ({"custom_resource": {"existing": "maybe"}}, "custom_resource.existing is 'maybe'"),
+        ({"ray_cluster_spec": {"gpu_per_node": 1}}, "Did you mean 'gpus_per_node'"),
+        ({"ray_cluster_spec": {"num_cpus": "two"}}, "ray_cluster_spec.num_cpus is 'two'"),
+        ({"create": "always"}, "create is 'always'"),
+    ],
+)
+def test_a_literal_that_is_not_valid_is_an_error_of_the_dag(wrong: dict[str, Any], said: str):
+    with pytest.raises(ArcadiaConfigError) as error:
+        make(**wrong)
+    assert said in str(error.value)

@@ -90,9 +90,19 @@ def test_an_image_of_ours_is_told_where_to_listen_and_the_engines_limits():
     }
 
 
-def test_a_limit_that_arcadias_own_image_would_ignore_is_refused():
+@pytest.mark.parametrize(
+    "image",
+    [
+        None,
+        "kubeagi/arcadia-fastchat-worker:v0.2.0",
+        "registry.example.com:5000/mirror/arcadia-fastchat-worker:vllm-v0.2.36",
+        "kubeagi/arcadia-fastchat-worker@sha256:0123",
+    ],
+)
+def test_a_limit_that_arcadias_own_image_would_ignore_is_refused(image: str | None):
+    settings = {"runner": {"image": image}} if image else {}
     with pytest.raises(ArcadiaConfigError, match="does not know max_num_seqs"):
-        made(replace(SPEC, max_num_seqs=8))
+        made(replace(SPEC, max_num_seqs=8), **settings)
 
 
 def test_a_secret_by_reference_is_passed_on_and_one_in_clear_refused():
