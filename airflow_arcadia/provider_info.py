@@ -1,4 +1,4 @@
-"""What Airflow asks of a provider: its rooms, its connection form, its links."""
+"""Provider metadata for Airflow: modules, the connection form, links."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def get_provider_info() -> dict[str, Any]:
     noun = {"worker": "Arcadia worker", "ray_cluster": "Arcadia Ray cluster", "batch": "Arcadia batch"}
     integrations = [{"integration-name": title, "tags": ["ai"]} for title in noun.values()]
 
-    def rooms(room: str, *nouns: str) -> list[dict[str, Any]]:
+    def modules(package: str, *nouns: str) -> list[dict[str, Any]]:
         return [
-            {"integration-name": noun[n], "python-modules": [f"airflow_arcadia.{room}.{n}"]} for n in nouns
+            {"integration-name": noun[n], "python-modules": [f"airflow_arcadia.{package}.{n}"]} for n in nouns
         ]
 
     return {
@@ -81,11 +81,11 @@ def get_provider_info() -> dict[str, Any]:
         "integrations": integrations,
         "hooks": [{"integration-name": noun["worker"], "python-modules": ["airflow_arcadia.hooks.arcadia"]}],
         "operators": [
-            *rooms("operators", "worker", "ray_cluster", "batch"),
+            *modules("operators", "worker", "ray_cluster", "batch"),
             {"integration-name": noun["worker"], "python-modules": ["airflow_arcadia.operators.reaper"]},
         ],
-        "sensors": rooms("sensors", "worker", "ray_cluster"),
-        "triggers": rooms("triggers", "worker", "batch"),
+        "sensors": modules("sensors", "worker", "ray_cluster"),
+        "triggers": modules("triggers", "worker", "batch"),
         "connection-types": [
             {
                 "connection-type": "arcadia",

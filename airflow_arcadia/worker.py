@@ -1,4 +1,4 @@
-"""The worker's contract: what it is asked to serve, how it is told, and how it is found again.
+"""The worker's contract: its specification, its environment variables, and the handle that finds it again.
 
 Arcadia configures its FastChat worker by environment variables; :meth:`PlacedWorker.to_env` writes them and
 :meth:`PlacedWorker.from_env` reads them inside the worker. Whatever launcher is used, this is the only way
@@ -257,7 +257,7 @@ class PlacedWorker(WorkerSpec, Placement):
     def from_env(cls, env: Mapping[str, str]) -> PlacedWorker:
         """Read the contract inside the worker.
 
-        ``additional_envs`` cannot be told apart any more: they have already won over the rest.
+        ``additional_envs`` cannot be told apart from the rest any more, which they have overridden.
         Raises :class:`ArcadiaConfigError` naming the variable that is not valid.
         """
         read = {variable: name for name, variable in VARIABLES.items()} | _ONLY_READ

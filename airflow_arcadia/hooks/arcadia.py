@@ -183,7 +183,7 @@ class ArcadiaHook(BaseHook):
 
     @property
     def worker_python(self) -> str:
-        """Python of the worker's environment: vLLM's pins and Airflow's need not meet in one."""
+        """The worker's Python: vLLM and Airflow pin different versions of the same packages."""
         return self._extra("worker_python") or os.environ.get("ARCADIA_WORKER_PYTHON") or sys.executable
 
     def launcher_type(self, name: str | None) -> type[Launcher]:

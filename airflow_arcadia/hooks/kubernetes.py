@@ -1,4 +1,4 @@
-"""From an Airflow ``kubernetes`` connection to the namespace that the Airflow-free rooms work in."""
+"""Make the client of a namespace from an Airflow ``kubernetes`` connection."""
 
 from __future__ import annotations
 

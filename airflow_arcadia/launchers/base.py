@@ -1,9 +1,9 @@
-"""What every launcher does."""
+"""The protocol that every launcher follows."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.readiness import ProcessObservation
@@ -23,8 +23,6 @@ class Launcher(Protocol):
     """Whether its workers see this machine's files, so that a model's folder can be checked here first."""
     log_is_a_file: bool
     """Whether a handle's ``where["log"]`` is a file of this machine; else ``log_lines`` is the only way."""
-    ends_with_lease: bool
-    """Whether deleting the lease ends its workers; else ``stop`` must be called first."""
     drain_seconds: float
     """Grace for running requests of a worker whose ``engine`` says nothing about it."""
 
@@ -44,5 +42,16 @@ class Launcher(Protocol):
     def log_lines(self, handle: WorkerHandle) -> AsyncIterator[str]:
         """Its log as it grows, from the beginning, without end."""
 
+
+@runtime_checkable
+class Stops(Protocol):
+    """What a launcher also has when deleting the lease does not end its workers by itself."""
+
     def stop(self, where: Mapping[str, object], *, grace_s: float) -> Sequence[str]:
-        """End it and all it started; returns what is still there afterwards (empty: all gone)."""
+        """End the worker and all it started. Idempotent.
+
+        :param where: as the lease or the handle has it.
+        :param grace_s: seconds it may take to end before it is killed.
+
+        Returns what is still there afterwards, as text (empty: all gone).
+        """

@@ -1,4 +1,4 @@
-"""The worker as a process of this machine: the default, and what rehearses production without a cluster."""
+"""Run a worker as a process of this machine: the default without a cluster."""
 
 from __future__ import annotations
 
@@ -55,7 +55,6 @@ class ProcessLauncher:
     runs_as = "a process of this machine"
     on_this_machine = True
     log_is_a_file = True
-    ends_with_lease = False
     drain_seconds = 10.0
 
     def __init__(

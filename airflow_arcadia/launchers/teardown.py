@@ -14,7 +14,7 @@ from airflow_arcadia.kubernetes.api import KubernetesApi
 from airflow_arcadia.kubernetes.cleanup import collect
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
 from airflow_arcadia.launchers.arcadia_worker.ownership import workers_of_lease
-from airflow_arcadia.launchers.base import Launcher
+from airflow_arcadia.launchers.base import Launcher, Stops
 from airflow_arcadia.lease import Lease, Owned, UnreadableLeaseError
 from airflow_arcadia.lease_store import LeaseError, LeaseStore
 from airflow_arcadia.processes import end_marked, remove_unmapped_shm
@@ -55,7 +55,7 @@ def teardown(
     for worker in workers:
         launcher = launchers.get(worker.launcher)
         # What another version launched is ended by its marks below.
-        left += launcher.stop(worker.where, grace_s=grace_s) if launcher else ()
+        left += launcher.stop(worker.where, grace_s=grace_s) if isinstance(launcher, Stops) else ()
     left += end_marked(name, "worker/", grace_s=grace_s)
     for worker in workers:
         left += _wait_for_placement_groups(name, worker)
@@ -145,7 +145,7 @@ def teardown_in_cluster(
         owned = api.run(lambda session: workers_of_lease(session, name))
     for item in owned:
         launcher = launchers.get(item.launcher)
-        if launcher is not None and not launcher.ends_with_lease:
+        if isinstance(launcher, Stops):
             left += launcher.stop(item.where, grace_s=grace_s)
     found = api.run(lambda session: collect(session, name, grace_s=grace_s, keep_lease=bool(left)))
     return left + [text for text in found if text.removesuffix(" (being deleted)") not in left]

@@ -1,4 +1,4 @@
-"""The last hand on a worker's pod is KubernetesPodOperator's: it is one of Airflow's pods like others."""
+"""Let KubernetesPodOperator make the final changes to a worker's pod: overlays, labels, mutation hooks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FALSE_BY_DEFAULT = ("automountServiceAccountToken", "enableServiceLinks")
 def pod_request(
     settings: PodSettings, context: Context, *, task_id: str, kubernetes_conn_id: str | None
 ) -> Callable[[Object], Object]:
-    """What turns our manifest into the request: overlays, Airflow's identity labels, the mutation hook.
+    """Return the function that makes the request from our manifest.
 
     Raises :class:`ArcadiaConfigError` for an overlay with a field that pods do not have.
     """
@@ -52,7 +52,7 @@ def pod_request(
                 built["spec"].setdefault(key, pod["spec"][key])
         if restart := ((settings.full_pod_spec or {}).get("spec") or {}).get("restartPolicy"):
             built["spec"]["restartPolicy"] = restart  # the operator's own pods never restart
-        # What finds the pod again, and what collects it, is not for an overlay to change.
+        # An overlay must not change how the pod is found again, nor what its garbage collection depends on.
         built["metadata"]["labels"] |= pod["metadata"]["labels"]
         for key in ("name", "ownerReferences"):
             built["metadata"][key] = pod["metadata"][key]
@@ -63,7 +63,7 @@ def pod_request(
 
 
 def _parsed(client: Any, raw: Mapping[str, Any] | None, name: str) -> Any:
-    """The overlay as the client's model, which would drop what it does not know in silence."""
+    """The overlay as the client's model. Unknown fields are an error: the model would drop them silently."""
     if not raw:
         return None
     from airflow.providers.cncf.kubernetes.pod_generator import PodGenerator  # noqa: PLC0415
@@ -76,11 +76,11 @@ def _parsed(client: Any, raw: Mapping[str, Any] | None, name: str) -> Any:
         parsed = PodGenerator.deserialize_model_dict(document)
     except (ValueError, TypeError, AttributeError) as error:
         raise ArcadiaConfigError(
-            f"{name} is no pod: {error}.", what_to_do="Write it as Kubernetes' own JSON has it."
+            f"{name} is not a valid pod: {error}.", what_to_do="Write it in Kubernetes' own JSON."
         ) from error
     if lost := _lost(raw, client.sanitize_for_serialization(parsed), name):
         raise ArcadiaConfigError(
-            f"{lost} is no field of a pod.", what_to_do="Write it as Kubernetes' own JSON has it."
+            f"{lost} is not a field of a pod.", what_to_do="Write it in Kubernetes' own JSON."
         )
     return parsed
 

@@ -107,7 +107,7 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
             num_gpus = parse_num_gpus(self.num_gpus)
             hook = ArcadiaHook(self.arcadia_conn_id)
             if self.model and not hook.kubernetes_conn_id:
-                # A pod's path is a folder of its own volume, which only it can look into.
+                # A pod's path is a folder of its own volume, which only the pod can read.
                 require_model(self.model, num_gpus)
             if num_gpus == 1:
                 self.log.info("NUMBER_GPUS is 1: the worker uses its own GPU, no Ray cluster is needed.")

@@ -1,4 +1,4 @@
-"""A worker around your tasks: reserved, launched, ready before them and gone after them."""
+"""The task group that launches workers before your tasks and tears them down after them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class ArcadiaWorkerGroup(TaskGroup):
     :param additional_envs: Arcadia's ``additionalEnvs``: come last and win.
     :param startup_timeout: seconds the worker may take until the model is ready; also what the kubelet gives
         a pod's model to load.
-    :param poll_interval: seconds between two looks at a starting worker.
+    :param poll_interval: seconds between two checks of a starting worker.
     :param deferrable: wait for the model in the triggerer; None takes Airflow's default.
     :param check_inputs: False for inputs that a task inside the group makes.
     :param teardown_retries: how often a failed teardown is tried again by Airflow.
@@ -122,7 +122,7 @@ class ArcadiaWorkerGroup(TaskGroup):
             ray_cluster=ray_cluster,
             num_gpus=num_gpus,
             num_workers=num_workers,
-            model=model if isinstance(model, str) else None,  # a reference is no folder to look into
+            model=model if isinstance(model, str) else None,  # a reference is not a folder
             create=create,
             ray_cluster_spec=ray_cluster_spec,
             pod=pod,

@@ -362,6 +362,6 @@ def test_a_ray_cluster_index_is_held_against_arcadias_configuration(
     connect(monkeypatch, cluster, arcadia_config_map="arcadia-config", arcadia_config_yaml="")
     with pytest.raises(AirflowFailException, match=r"RAY_CLUSTER_INDEX 1 is out of range.*0: two-gpus"):
         launch(run, ray_cluster_index=1)
-    with pytest.raises(ArcadiaConfigError, match=r"ray_cluster_index is 'x'"):
+    with pytest.raises(ArcadiaConfigError, match=r"ray_cluster_index is 'x', not a whole number"):
         launch(run, ray_cluster_index="x")
     assert arcadia.workers(cluster) == []

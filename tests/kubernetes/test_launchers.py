@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, aclosing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +16,13 @@ import pytest
 import requests
 
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
+from airflow_arcadia.kubernetes.cleanup import collect
 from airflow_arcadia.kubernetes.kinds import WORKER_LABEL, Object
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
 from airflow_arcadia.kubernetes.pod_template import CACHE_PATH
 from airflow_arcadia.launchers.arcadia_worker.launcher import CustomResourceLauncher
 from airflow_arcadia.launchers.arcadia_worker.settings import WorkerResourceSettings
-from airflow_arcadia.launchers.base import Launcher
+from airflow_arcadia.launchers.base import Launcher, Stops
 from airflow_arcadia.launchers.pod.launcher import PodLauncher
 from airflow_arcadia.launchers.pod.settings import PodSettings
 from airflow_arcadia.launchers.process import ProcessLauncher
@@ -77,6 +78,15 @@ class Place:
     spec: WorkerSpec
     left: Callable[[], list[str]]
     out_of_sight: Callable[[WorkerHandle], AbstractContextManager[WorkerHandle]]
+
+    def stop(self, where: Mapping[str, Any], *, grace_s: float) -> list[str]:
+        """End the worker as a teardown does, and keep the lease; what is still there."""
+        launcher = self.launcher()
+        if isinstance(launcher, Stops):
+            return list(launcher.stop(where, grace_s=grace_s))
+        return ArcadiaHook().kubernetes.run(
+            lambda session: collect(session, self.lease.name, grace_s=grace_s, keep_lease=True)
+        )
 
     def launch(self) -> WorkerHandle:
         """The handle, as the next task gets it."""
@@ -205,7 +215,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     made: Place = request.param(request, tmp_path)
     yield made
     for item in (made.leases.read(made.lease.name) or made.lease).owned:
-        made.launcher().stop(item.where, grace_s=1)
+        made.stop(item.where, grace_s=1)
     wait_for(lambda: made.left() == [], 60, "all of it to be gone")
 
 
@@ -280,11 +290,11 @@ def test_a_worker_that_cannot_be_read_is_not_one_that_is_gone(place: Place):
 
 def test_what_was_only_intended_is_stopped_without_ado(place: Place):
     handle = place.launch()
-    place.launcher().stop(handle.where, grace_s=GRACE_S)
+    place.stop(handle.where, grace_s=GRACE_S)
     lease = place.leases.read(place.lease.name)
     assert lease is not None
     intended = {key: value for key, value in lease.owned[0].where.items() if key not in KNOWN_LATER}
-    assert list(place.launcher().stop(intended, grace_s=GRACE_S)) == []
+    assert place.stop(intended, grace_s=GRACE_S) == []
 
 
 def test_a_worker_that_died_says_how_and_shows_its_last_lines(place: Place):
@@ -305,7 +315,7 @@ def test_stopping_leaves_nothing_however_often_it_is_called(place: Place):
     place.wait_until_it_serves(handle)
     assert place.left() != []
     for _ in range(2):
-        assert list(place.launcher().stop(handle.where, grace_s=GRACE_S)) == []
+        assert place.stop(handle.where, grace_s=GRACE_S) == []
         wait_for(lambda: place.left() == [], 10, "all of it to be gone")
     assert place.observe(handle).alive is False
 
@@ -317,13 +327,13 @@ def test_what_the_lease_recorded_is_enough_to_stop_it(place: Place):
     assert lease is not None
     (item,) = lease.owned
     assert (item.kind, item.name, item.launcher) == ("worker", handle.name, handle.launcher)
-    assert list(place.launcher().stop(item.where, grace_s=GRACE_S)) == []
+    assert place.stop(item.where, grace_s=GRACE_S) == []
     wait_for(lambda: place.left() == [], 10, "all of it to be gone")
 
 
 def test_a_worker_that_was_stopped_can_be_launched_anew(place: Place):
     first = place.launch()
-    place.launcher().stop(first.where, grace_s=GRACE_S)
+    place.stop(first.where, grace_s=GRACE_S)
     again = place.launch()
     place.wait_until_it_serves(again)
     assert place.observe(again).alive is True

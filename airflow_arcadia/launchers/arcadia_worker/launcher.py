@@ -1,4 +1,4 @@
-"""The worker as Arcadia's own Worker resource: Arcadia's operator runs it, under Arcadia's names."""
+"""Run a worker as Arcadia's own Worker resource, which Arcadia's operator makes a pod of."""
 
 from __future__ import annotations
 
@@ -59,7 +59,6 @@ class CustomResourceLauncher:
     runs_as = "Arcadia's Worker"
     on_this_machine = False
     log_is_a_file = False
-    ends_with_lease = False
     drain_seconds = 10.0
 
     def __init__(
@@ -120,7 +119,7 @@ class CustomResourceLauncher:
         where = handle.where
         try:
             async with self._api.session() as session:
-                session.patience_s = 0.0  # the next look is the retry
+                session.patience_s = 0.0  # the next observation is the retry
                 worker = await session.get(WORKER, where["worker"])
                 pods = await session.find(POD, labels=pods_of(where["worker"]))
                 seen = await _look(session, where, worker, pods)
@@ -206,12 +205,12 @@ class CustomResourceLauncher:
         if where["teardown"] == OFFLINE:
             worker = await take_offline(session, name, lease)
             if worker is not None and (is_online(worker) or taken_by(worker) is not None):
-                return []  # online for somebody else
+                return []  # another lease took it online
         else:
             worker = await session.get(WORKER, name)
             if worker is not None:
                 if (worker["metadata"].get("labels") or {}).get(LEASE_LABEL) != lease:
-                    return []  # somebody else's, whose name was taken
+                    return []  # another one of that name, which this lease does not own
                 await session.delete(WORKER, name, uid=worker["metadata"]["uid"])
         deadline = time.monotonic() + grace_s + _GONE_S
         while True:

@@ -1,4 +1,4 @@
-"""How an Arcadia Worker is made and used: what the worker's own contract does not say."""
+"""Settings of an Arcadia Worker resource."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def _check_use(settings: WorkerResourceSettings) -> None:
         )
     for item in fields(settings):
         value = getattr(settings, item.name)
-        # A reference to the model is no change: it is held against the Worker's.
+        # A reference to the model changes nothing: it is compared with the Worker's.
         if item.name not in {*_OF_THE_RUN, "model", "type"} and value not in (None, (), [], {}):
             raise ArcadiaConfigError(
                 f"custom_resource has {item.name}, but Worker {settings.name} exists and is left as it is.",

@@ -1,4 +1,4 @@
-"""What an Arcadia Worker's conditions mean. Pure: the Worker and its pod in, one observation out.
+"""Interpret an Arcadia Worker's conditions. Pure: the Worker and its pod in, one observation out.
 
 Arcadia writes one condition, ``Ready``: True with reason ``Running`` (the container runs, which says nothing
 of the model), False with ``Pending``, ``Offline`` or ``Error``. Why a Worker is pending only its pod knows.
@@ -23,7 +23,7 @@ _AGAIN = "then clear the run from launch_worker."
 
 @dataclass(frozen=True)
 class WorkerSeen:
-    """One look at a Worker.
+    """A Worker as it was read once.
 
     :param worker: as the API server has it; None when it says that there is none.
     :param pod: its newest pod; None while it has none.
@@ -50,7 +50,7 @@ def is_online(worker: Mapping[str, Any]) -> bool:
 
 
 def ready_condition(worker: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Arcadia's one condition; empty before it has said anything."""
+    """Arcadia's one condition; empty before its operator has set it."""
     conditions = (worker.get("status") or {}).get("conditions") or ()
     return next((c for c in conditions if c.get("type") == "Ready"), {})
 

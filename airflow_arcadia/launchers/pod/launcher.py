@@ -1,10 +1,9 @@
-"""The worker as a pod of a Kubernetes cluster: production."""
+"""Run a worker as a pod of a Kubernetes cluster."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -12,7 +11,7 @@ from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.kubernetes.api import KubernetesApi, Session
 from airflow_arcadia.kubernetes.ensure import make
 from airflow_arcadia.kubernetes.errors import KubernetesUnreachableError
-from airflow_arcadia.kubernetes.kinds import POD, SECRET, SERVICE, WORKER_LABEL, Object, selector
+from airflow_arcadia.kubernetes.kinds import POD, SECRET, SERVICE, Object
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
 from airflow_arcadia.kubernetes.pod_reader import follow, look, unless_unreachable
 from airflow_arcadia.kubernetes.pod_status import PodSeen, is_ready, observe_pod
@@ -24,8 +23,6 @@ from airflow_arcadia.readiness import ProcessObservation
 from airflow_arcadia.worker import PlacedWorker, RayConnection, WorkerHandle, WorkerSpec
 
 _LOOK_AGAIN_S = 2.0  # for what changes with time alone: a grace that is over
-_GONE_S = 60.0  # beyond the pod's grace
-_POLL_S = 0.2
 
 
 class PodLauncher:
@@ -42,7 +39,6 @@ class PodLauncher:
     runs_as = "a pod"
     on_this_machine = False
     log_is_a_file = False
-    ends_with_lease = True
     drain_seconds = 30.0
 
     def __init__(
@@ -103,7 +99,7 @@ class PodLauncher:
         where = handle.where
         try:
             async with self._api.session() as session:
-                session.patience_s = 0.0  # the next look is the retry
+                session.patience_s = 0.0  # the next observation is the retry
                 seen = await _look(session, where, await session.get(POD, str(where["pod"])))
         except KubernetesUnreachableError as error:
             return ProcessObservation(None, doing=error.what)
@@ -141,35 +137,12 @@ class PodLauncher:
             async for text in lines:
                 yield text
 
-    def stop(self, where: Mapping[str, object], *, grace_s: float) -> Sequence[str]:
-        """Delete the worker's objects and wait until they are gone; returns those that are not."""
-        return self._api.run(lambda session: self._stop(session, where, grace_s))
-
     async def _make(self, session: Session, placed: PlacedWorker, lease: Lease, pod: Object) -> Object:
         if self._secrets:
             secret = manifest.secret(placed, lease, self._settings, self._secrets)
             await make(session, SECRET, secret, lease)
         await make(session, SERVICE, manifest.service(placed, lease, self._settings), lease)
         return await make(session, POD, pod, lease)
-
-    async def _stop(self, session: Session, where: Mapping[str, object], grace_s: float) -> list[str]:
-        name = str(where["pod"])
-        pod = await session.get(POD, name)
-        uid = str(where.get("uid") or "") or None
-        if pod is not None and uid in {None, pod["metadata"]["uid"]}:
-            await session.delete(POD, name, uid=pod["metadata"]["uid"], grace_s=grace_s)
-            labels = selector({WORKER_LABEL: pod["metadata"]["labels"][WORKER_LABEL]})
-            for kind in (SERVICE, SECRET):
-                for item in await session.find(kind, labels):
-                    await session.delete(kind, item["metadata"]["name"], uid=item["metadata"]["uid"])
-            deadline = time.monotonic() + grace_s + _GONE_S
-            while time.monotonic() < deadline:
-                found = await session.get(POD, name)
-                if found is None or found["metadata"]["uid"] != pod["metadata"]["uid"]:
-                    return []
-                await asyncio.sleep(_POLL_S)
-            return [f"Pod {session.namespace}/{name}"]
-        return []
 
 
 async def _look(session: Session, where: Mapping[str, Any], pod: Object | None) -> PodSeen:

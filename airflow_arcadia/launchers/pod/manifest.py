@@ -126,7 +126,7 @@ def pod(spec: PlacedWorker, lease: Lease, settings: PodSettings, secrets: Mappin
 
 
 def with_own_gpus(pod: Object) -> Object:
-    """The pod as it will be sent, whose worker is told how many GPUs its container is given."""
+    """The pod with ``ARCADIA_NODE_GPUS`` set to the GPUs of its worker's container."""
     worker = next((c for c in pod["spec"]["containers"] if c["name"] == CONTAINER), None)
     if worker is not None and not any(item["name"] == NODE_GPUS for item in worker.get("env") or ()):
         gpus = own_gpus(worker.get("resources") or {})

@@ -1,4 +1,4 @@
-"""How a worker's pod is made: what the worker's own contract does not say."""
+"""Settings of a worker's pod."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class PodSettings:
     active_deadline_seconds: Count | None = 24 * 3600
     startup_timeout: PositiveSeconds = 1800.0
     run_as_user: Count = 1000
-    host: str = "0.0.0.0"  # noqa: S104 - the pod's own network; its Service and NetworkPolicies guard it
+    host: str = "0.0.0.0"  # noqa: S104 - the pod's own network; its Service and NetworkPolicies restrict access
     port: Port = DEFAULT_PORT
     worker_url: str = DEFAULT_WORKER_URL
     unschedulable_grace: Seconds = 0.0
@@ -151,7 +151,7 @@ _MOVED = {
     "startup_timeout": "Give startup_timeout to the group or the operator itself.",
     "drain_seconds": "Give it as engine={'drain_seconds': …}.",
 }
-"""What a pod has, but is not said in ``pod``: it holds for every launcher."""
+"""Keys that a user may look for in ``pod``, but that hold for every launcher."""
 
 
 def _refuse_moved(raw: object) -> None:
@@ -177,7 +177,7 @@ IN_A_FILE = "into a Secret that full_pod_spec mounts as a file"
 def refuse_secrets(envs: Iterable[str], instead: str = IN_A_FILE) -> None:
     """Raise :class:`ArcadiaConfigError` for a variable that looks like a secret in clear.
 
-    A pod's plain environment is readable by whoever may read pods, and vLLM's Ray executor copies it to every
+    Everyone who may read pods can read a pod's plain environment, and vLLM's Ray executor copies it to every
     Ray worker.
 
     :param envs: names of the variables.
