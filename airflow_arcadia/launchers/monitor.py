@@ -66,6 +66,17 @@ class WorkerWatch(Background):
         return None
 
 
+def gone_error(name: str, seen: ProcessObservation) -> WorkerLostError:
+    """The error for a worker that was gone before its batch was asked for: by a cleared task, mostly."""
+    cause = likely_cause(seen.log_tail) or seen.exit_reason
+    why = f" ({cause})" if cause else ""
+    return WorkerLostError(
+        f"Worker {name} is not there any more{why}, and the batch is not finished.",
+        still_running="Nothing of it runs; the rows committed so far are kept.",
+        what_to_do="Clear the run from its reserve task to go on with the rest.",
+    )
+
+
 def lost_error(lost: Mapping[str, ProcessObservation]) -> WorkerLostError:
     """The error for workers that are gone, by name: each with its cause, and the last one's log."""
     told = []

@@ -24,7 +24,7 @@ from airflow_arcadia.batch.batch_api import RemoteBatches
 from airflow_arcadia.batch.spec import BatchOptions
 from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError, BatchError
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, fail_without_retry
-from airflow_arcadia.launchers.monitor import WorkerWatch
+from airflow_arcadia.launchers.monitor import WorkerWatch, gone_error
 from airflow_arcadia.launchers.renewal import LeaseKeeper
 from airflow_arcadia.operators._requirements import require_handle
 from airflow_arcadia.triggers.batch import ArcadiaBatchInferenceTrigger
@@ -196,7 +196,13 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
     async def _submit(self, handle: WorkerHandle, spec: BatchSpec) -> str:
         hook = ArcadiaHook(self.arcadia_conn_id)
         endpoint = Endpoint(handle.url, hook.api_key)
-        return await RemoteBatches(endpoint, await hook.batch_token(handle)).submit(spec)
+        try:
+            return await RemoteBatches(endpoint, await hook.batch_token(handle)).submit(spec)
+        except BatchError as error:
+            seen = await hook.launcher(handle.launcher).observe(handle)
+            if seen.alive is False:
+                raise gone_error(handle.name, seen) from error
+            raise
 
     def _done(self, summary: BatchSummary) -> dict[str, Any]:
         self.log.info(

@@ -271,6 +271,13 @@ async def test_a_finished_batch_of_a_worker_that_is_gone_is_green(
         operator.execute_complete(make_context(), event)
 
 
+async def test_a_cleared_batch_whose_worker_is_gone_says_what_to_clear(worker: dict, tmp_path: Path):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    gone = {**worker, "url": "http://127.0.0.1:9", "where": {**worker["where"], "pid": 2**22}}
+    with pytest.raises(AirflowFailException, match=r"is not there any more.*Clear the run from its reserve"):
+        await answer(gone, tmp_path, run_in="worker")
+
+
 @pytest.mark.parametrize(
     ("given", "timeout"),
     [({}, 24 * 3600), ({"batch_timeout": 60}, 60), ({"execution_timeout": timedelta(seconds=8)}, 8)],
