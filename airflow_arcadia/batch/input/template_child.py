@@ -62,7 +62,8 @@ def _answer(source: BinaryIO, sink: BinaryIO, work: Callable[[Any], str], second
     except MemoryError:
         answer = {"error": "it takes too much memory"}
     except Exception as error:  # noqa: BLE001 - the template runs over the row's own data
-        answer = {"error": f"{type(error).__name__}: {error}"[:500]}
+        told = f"{type(error).__name__}: {error}"[:500]
+        answer = {"error": told.encode(errors="replace").decode()}
     signal.setitimer(signal.ITIMER_REAL, 0)
     data = json.dumps(answer).encode()
     sink.write(len(data).to_bytes(4, "big") + data)

@@ -7,6 +7,7 @@ the memory: an endless loop or an enormous text ends the child, and is an error 
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -92,7 +93,7 @@ def _exchange(process: subprocess.Popen[bytes], data: bytes) -> str:
     answer = process.stdout.read(int.from_bytes(length, "big"))
     if not answer:
         raise EOFError
-    told = orjson.loads(answer)
+    told = json.loads(answer)  # orjson refuses lone surrogates, which a template may yield
     if "error" in told:
         raise TemplateError(told["error"])
     return str(told["text"])
