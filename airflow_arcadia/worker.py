@@ -34,6 +34,8 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 DEFAULT_PORT = 21002
 """The port FastChat's and Arcadia's workers listen on."""
+DEFAULT_FASTCHAT_PORT = 21003
+"""The port of a worker with an API key at which FastChat's gateway reaches it without one."""
 
 DEFAULT_STARTUP_TIMEOUT_S = 1800.0
 """What loading a large model from a network disk may take."""

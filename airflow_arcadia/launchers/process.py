@@ -86,7 +86,7 @@ class ProcessLauncher:
             return self._handle(spec, lease, ray, found)
         # A worker of an earlier attempt that died may have left something that holds a GPU or the port.
         end(None, lease.name, owned, grace_s=0)
-        placed = spec.at(self._placement(lease.name))
+        placed = spec.at(self._placement(lease.name, gateway=spec.controller_address is not None))
         log = self._store.directory(lease.name) / f"{spec.name}.log"
         where: dict[str, Any] = {"log": str(log), "lease": lease.name, "owned": owned}
         if ray is not None:
@@ -104,13 +104,15 @@ class ProcessLauncher:
         token = self._secrets.get(HF_TOKEN) or next(filter(None, map(os.environ.get, _HF_TOKENS)), None)
         return {"HF_TOKEN_PATH": str(self._store.write_secret(lease, HF_TOKEN, token))} if token else {}
 
-    def _placement(self, lease: str) -> Placement:
+    def _placement(self, lease: str, *, gateway: bool) -> Placement:
         def secret_file(name: str) -> str | None:
             secret = self._secrets.get(name)
             return str(self._store.write_secret(lease, name, secret)) if secret else None
 
         return Placement(
             port=_free_port(Placement.host, self._port),
+            # FastChat's gateway sends no key: it needs a port of its own where the worker asks for one.
+            fastchat_port=free_port(Placement.host) if gateway and API_KEY in self._secrets else None,
             api_key_file=secret_file(API_KEY),
             ray_token_file=secret_file(RAY_TOKEN),
             batch_token_file=self._batch_token_file(lease),

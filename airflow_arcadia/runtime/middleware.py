@@ -29,6 +29,7 @@ from airflow_arcadia.runtime.endpoint_caller import EndpointCaller
 from airflow_arcadia.runtime.engine_monitor import EngineMonitor, Limits
 from airflow_arcadia.runtime.fastchat import protocol
 from airflow_arcadia.runtime.fastchat.conversation import describe
+from airflow_arcadia.runtime.fastchat.gateway_server import GatewayServer
 from airflow_arcadia.runtime.fastchat.registration import Registration
 from airflow_arcadia.runtime.fastchat.routes import STATUS_PATH, FastChatRoutes
 from airflow_arcadia.runtime.first_generation import first_generation, wait_for_first_generation
@@ -99,13 +100,14 @@ class ArcadiaMiddleware:
                 self._scope["app"] = scope["app"]
             await self._app(scope, receive, self._watch_lifespan(send))
         elif scope["type"] == "http":
-            await self._http(scope, receive, send)
+            await self._http(scope, receive, send, self._dispatch)
         else:
             await self._websocket(scope, receive, send)
 
     # -- requests --------------------------------------------------------------------------------------
 
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _http(self, scope: Scope, receive: Receive, send: Send, answer: App) -> None:
+        """Let ``answer`` answer a request, within the limits on its body."""
         started = False
 
         async def watched(message: Message) -> None:
@@ -115,7 +117,7 @@ class ArcadiaMiddleware:
 
         try:
             check_length(scope)
-            await self._dispatch(scope, limited(receive), watched)
+            await answer(scope, limited(receive), watched)
         except RequestRefused as error:
             if not started:
                 await self._refuse(scope, send, error.status, str(error))
@@ -134,6 +136,21 @@ class ArcadiaMiddleware:
             await self._fastchat.handle(scope, receive, send)
         elif not self._is_authorized(scope):
             await self._refuse(scope, send, 401, _NO_KEY)
+        else:
+            await self._answer_unless_draining(scope, receive, send)
+
+    async def _serve_gateway(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The application of FastChat's own port: its protocol without the key, and nothing else."""
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": "HTTP only."})
+        elif scope["path"] in self._fastchat:
+            await self._http(scope, receive, send, self._answer_unless_draining)
+        else:
+            await refuse(send, 404, "This port serves FastChat's protocol alone.")
+
+    async def _answer_unless_draining(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == STATUS_PATH:
+            await self._fastchat.handle(scope, receive, send)
         elif self._status is WorkerStatus.DRAINING:
             await self._refuse(scope, send, 503, _DRAINING)
         else:
@@ -229,6 +246,9 @@ class ArcadiaMiddleware:
                 refuse_redirects_to_other_hosts()
                 give_way(self._spec.num_gpus)
                 self._start(self._open())
+                if self._spec.fastchat_port is not None:
+                    gateway = GatewayServer(self._serve_gateway, self._spec.host, self._spec.fastchat_port)
+                    self._start(gateway.serve())
             await send(message)
 
         return watched
@@ -261,7 +281,7 @@ class ArcadiaMiddleware:
         await wait_for_first_generation(self._client, self._spec.served_model_name, self._note)
         if self._spec.controller_address:
             self._registration = Registration(
-                self._spec.controller_address, self._spec.url, self._worker_status
+                self._spec.controller_address, self._spec.fastchat_url, self._worker_status
             )
         self._become_ready()
         self._batches.resume()

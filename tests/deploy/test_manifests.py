@@ -14,7 +14,7 @@ from airflow_arcadia.kubernetes.kinds import WORKER_LABEL
 from airflow_arcadia.kubernetes.pod_template import CACHE_PATH
 from airflow_arcadia.ray_cluster.kuberay.manifest import CLUSTER_LABEL
 from airflow_arcadia.ray_cluster.kuberay.settings import KubeRaySpec
-from airflow_arcadia.worker import DEFAULT_PORT, PlacedWorker
+from airflow_arcadia.worker import DEFAULT_FASTCHAT_PORT, DEFAULT_PORT, PlacedWorker
 from tests.conftest import ROOT
 from tests.deploy.manifests import DEPLOY, NAMESPACE, documents, everything
 from tests.loopback_cluster.api.kinds import BUILT_IN, Kind
@@ -135,7 +135,11 @@ def test_network_policies_choose_pods_by_labels_that_pods_have():
         "arcadia-ray": {CLUSTER_LABEL},
         "fastchat-controller": {"fastchat-controller"},
     }
-    assert policies["arcadia-workers"]["ingress"][0]["ports"] == [{"port": DEFAULT_PORT}]
+    airflow, gateway, _ = policies["arcadia-workers"]["ingress"]
+    assert airflow["ports"] == [{"port": DEFAULT_PORT}]
+    assert gateway["ports"] == [{"port": DEFAULT_PORT}, {"port": DEFAULT_FASTCHAT_PORT}]
+    # The label that Arcadia's chart gives its FastChat pod, which calls the workers itself.
+    assert {"control-plane": "arcadia-fastchat"} in [s["podSelector"]["matchLabels"] for s in gateway["from"]]
     # An ingress without `from` is open to everybody.
     assert all(rule["from"] for spec in policies.values() for rule in spec["ingress"])
 

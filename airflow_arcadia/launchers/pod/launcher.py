@@ -68,7 +68,13 @@ class PodLauncher:
         if not (self._settings.full_pod_spec or self._settings.pod_template_dict):
             self._settings.require_image()
         refuse_secrets(spec.additional_envs)
-        placement = manifest.placement(spec.name, self._settings, self._api.namespace, self._secrets)
+        placement = manifest.placement(
+            spec.name,
+            self._settings,
+            self._api.namespace,
+            self._secrets,
+            gateway=spec.controller_address is not None,
+        )
         placed = spec.at(placement)
         pod = self._request(manifest.pod(placed, lease, self._settings, self._secrets))
         if placed.uses_ray:

@@ -46,10 +46,18 @@ def object_name(worker: str) -> str:
     return f"{worker}-worker"
 
 
-def placement(worker: str, settings: PodSettings, namespace: str, secrets: Mapping[str, str]) -> Placement:
+def placement(
+    worker: str,
+    settings: PodSettings,
+    namespace: str,
+    secrets: Mapping[str, str],
+    *,
+    gateway: bool = False,
+) -> Placement:
     """Where the worker of that name listens inside its pod, and where its secrets are files.
 
     :param secrets: the Secret's data by key; only which keys there are matters here.
+    :param gateway: whether FastChat's gateway, which sends no key, is to reach it.
     """
     url = settings.worker_url.format(service=object_name(worker), namespace=namespace, port=settings.port)
     return Placement(
@@ -57,6 +65,7 @@ def placement(worker: str, settings: PodSettings, namespace: str, secrets: Mappi
         port=settings.port,
         advertised_address=url,
         api_key_file=f"{SECRETS_PATH}/{API_KEY}" if API_KEY in secrets else None,
+        fastchat_port=settings.fastchat_port if gateway and API_KEY in secrets else None,
         ray_token_file=f"{SECRETS_PATH}/{RAY_TOKEN}" if RAY_TOKEN in secrets else None,
         batch_token_file=f"{SECRETS_PATH}/{BATCH_TOKEN}" if BATCH_TOKEN in secrets else None,
     )
@@ -92,7 +101,10 @@ def service(spec: PlacedWorker, lease: Lease, settings: PodSettings) -> Object:
         "metadata": metadata(spec, lease, settings),
         "spec": {
             "selector": {WORKER_LABEL: spec.name, **labels_of_lease(lease.name)},
-            "ports": [{"name": "http", "port": settings.port, "targetPort": "http", "protocol": "TCP"}],
+            "ports": [
+                {"name": name, "port": port, "targetPort": name, "protocol": "TCP"}
+                for name, port in _ports(spec).items()
+            ],
         },
     }
 
@@ -142,7 +154,9 @@ def _container(spec: PlacedWorker, lease: Lease, settings: PodSettings, secrets:
         "image": settings.image,
         "command": list(_COMMAND),
         "env": _environment(spec, lease, secrets),
-        "ports": [{"name": "http", "containerPort": settings.port, "protocol": "TCP"}],
+        "ports": [
+            {"name": name, "containerPort": port, "protocol": "TCP"} for name, port in _ports(spec).items()
+        ],
         "resources": dict(settings.resources),
         "securityContext": locked_down(),
         "startupProbe": _probe(health, _STARTUP_PERIOD_S, timeout_s=5, failures=attempts),
@@ -166,6 +180,14 @@ def _probe(get: Object, period_s: int, *, timeout_s: int, failures: int) -> Obje
         "timeoutSeconds": timeout_s,
         "failureThreshold": failures,
     }
+
+
+def _ports(spec: PlacedWorker) -> dict[str, int]:
+    """Names and numbers of the ports that the worker listens on."""
+    ports = {"http": spec.port}
+    if spec.fastchat_port is not None:
+        ports["fastchat"] = spec.fastchat_port
+    return ports
 
 
 def _environment(spec: PlacedWorker, lease: Lease, secrets: Mapping[str, str]) -> list[Object]:

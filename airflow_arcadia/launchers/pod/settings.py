@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.validation import Count, Port, PositiveSeconds, Seconds, check_literals, parse
-from airflow_arcadia.worker import DEFAULT_PORT
+from airflow_arcadia.worker import DEFAULT_FASTCHAT_PORT, DEFAULT_PORT
 
 DEFAULT_WORKER_URL = "http://{service}.{namespace}.svc:{port}"
 _SECRET_NAME = re.compile(r"(TOKEN|PASSWORD|SECRET|API_?KEY|CREDENTIALS?|ACCESS_KEY(_ID)?)$", re.IGNORECASE)
@@ -38,6 +38,9 @@ class PodSettings:
         ``pod``, but the operator's own parameter.
     :param run_as_user: numeric user of the processes; never 0 unless an overlay says so.
     :param host: address the server binds inside the pod.
+    :param fastchat_port: port at which FastChat's gateway reaches a worker that asks for an API key. It
+        serves FastChat's protocol without the key, so a network policy should open it to the gateway alone.
+        None: the gateway does not reach such a worker.
     :param worker_url: URL at which Airflow and the controller reach the worker, with the fields
         ``{service}``, ``{namespace}`` and ``{port}``.
     :param unschedulable_grace: seconds a pod may fit on no node before the wait fails; give it where an
@@ -69,6 +72,7 @@ class PodSettings:
     run_as_user: Count = 1000
     host: str = "0.0.0.0"  # noqa: S104 - the pod's own network; its Service and NetworkPolicies restrict access
     port: Port = DEFAULT_PORT
+    fastchat_port: Port | None = DEFAULT_FASTCHAT_PORT
     worker_url: str = DEFAULT_WORKER_URL
     unschedulable_grace: Seconds = 0.0
     pod_template_dict: Mapping[str, Any] | None = None
@@ -140,6 +144,7 @@ class PodOptions(TypedDict, total=False):
     run_as_user: int | str
     host: str
     port: int | str
+    fastchat_port: int | str | None
     worker_url: str
     unschedulable_grace: float | str
     pod_template_dict: Mapping[str, Any] | str | None
