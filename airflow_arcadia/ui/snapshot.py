@@ -95,20 +95,19 @@ class Snapshots:
         for name, worker in asked.items():
             reading = readings[name]
             if reading.value is not None:
-                worker["metrics"] = {**reading.value, "tokens_per_s": self._rate(name, reading.value)}
+                read_at, metrics = reading.value
+                rate = self._rate(name, read_at, metrics.get("generation_tokens"))
+                worker["metrics"] = {**metrics, "tokens_per_s": rate}
         return readings
 
-    def _rate(self, name: str, metrics: dict[str, float]) -> float | None:
-        """Generated tokens per second since the value before."""
-        now, tokens = self.now(), metrics.get("generation_tokens")
+    def _rate(self, name: str, read_at: float, tokens: float | None) -> float | None:
+        """Generated tokens per second since the reading before."""
         if tokens is None:
             return None
-        then, before, rate = self._tokens.get(name, (now, tokens, 0.0))
-        if tokens < before or now <= then:
-            rate = 0.0 if tokens < before else rate
-        else:
-            rate = (tokens - before) / (now - then)
-        self._tokens[name] = (now, tokens, rate)
+        then, before, rate = self._tokens.get(name, (read_at, tokens, 0.0))
+        if read_at > then:
+            rate = max(tokens - before, 0.0) / (read_at - then)  # an engine that restarted counts anew
+        self._tokens[name] = (read_at, tokens, rate)
         return rate
 
 
@@ -139,8 +138,8 @@ def ask_clusters(conn_id: str) -> list[tuple[str, str, ClusterFacts | str]]:
     return asyncio.run(ask_all())
 
 
-def ask_metrics(url: str) -> dict[str, float]:
-    """The engine's numbers of the worker at ``url``."""
+def ask_metrics(url: str) -> tuple[float, dict[str, float]]:
+    """When (monotonic seconds) and what the engine of the worker at ``url`` said."""
 
     async def ask() -> str:
         timeout = aiohttp.ClientTimeout(total=REQUEST_S)
@@ -151,4 +150,5 @@ def ask_metrics(url: str) -> dict[str, float]:
             response.raise_for_status()
             return await response.text()
 
-    return view.parse_metrics(asyncio.run(ask()))
+    text = asyncio.run(ask())
+    return time.monotonic(), view.parse_metrics(text)
