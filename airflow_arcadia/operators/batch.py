@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from airflow_arcadia.launchers.renewal import LeaseKeeper
 from airflow_arcadia.operators._requirements import require_handle
 from airflow_arcadia.triggers.batch import ArcadiaBatchInferenceTrigger
 from airflow_arcadia.triggers.timeouts import deferral_timeout
-from airflow_arcadia.validation import is_rendered_later, mapping
+from airflow_arcadia.validation import PositiveSeconds, is_rendered_later, mapping, parse
 from airflow_arcadia.worker import WorkerHandle
 
 if TYPE_CHECKING:
@@ -41,6 +42,14 @@ BATCH_KEY = "batch_id"
 """And the id of a batch that the worker runs."""
 DEFAULT_BATCH_TIMEOUT_S = 24 * 3600.0
 """How long to wait for a deferred batch: the completion window of OpenAI's Batch API."""
+
+
+@dataclass(frozen=True)
+class _Intervals:
+    """Parameters in seconds, validated when the DAG is parsed."""
+
+    progress_interval: PositiveSeconds
+    batch_timeout: PositiveSeconds
 
 
 class ArcadiaBatchInferenceOperator(BaseOperator):
@@ -102,6 +111,8 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         self.batch_timeout = batch_timeout
         self.arcadia_conn_id = arcadia_conn_id
         self._stop = threading.Event()
+        given = {"progress_interval": progress_interval, "batch_timeout": batch_timeout}
+        parse(_Intervals, given, "")
         if not is_rendered_later(run_in):
             _check_run_in(run_in)
         BatchSpec.check_literals(options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
@@ -16,7 +17,7 @@ from airflow_arcadia.preflight import require_model
 from airflow_arcadia.ray_cluster.kuberay.settings import KubeRayOptions, KubeRaySpec
 from airflow_arcadia.ray_cluster.local import LocalHeadSpec
 from airflow_arcadia.ray_cluster.provision import CREATE, provision
-from airflow_arcadia.validation import check_literals, is_rendered_later, mapping
+from airflow_arcadia.validation import Count, check_literals, is_rendered_later, mapping, parse
 from airflow_arcadia.worker import parse_num_gpus
 
 if TYPE_CHECKING:
@@ -34,6 +35,13 @@ _LIKE_THE_POD = (
 """Settings of a RayCluster that default to the workers' pod's."""
 BUSY_WAIT_S = 15.0
 """Longer than Ray counts the GPUs of a worker that has just ended as used."""
+
+
+@dataclass(frozen=True)
+class _ProvisionParameters:
+    """What is validated when the DAG is parsed."""
+
+    num_workers: Count
 
 
 class ArcadiaProvisionRayClusterOperator(BaseOperator):
@@ -115,7 +123,7 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
             connection = provision(
                 hook.config,
                 self.ray_cluster,
-                num_gpus * int(self.num_workers),
+                num_gpus * self.num_workers,
                 lease=self.lease,
                 backend=hook.ray_backend(self.lease),
                 create=self.create,
@@ -151,3 +159,4 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
         is_of_a_head = isinstance(spec, Mapping) and "num_cpus" in spec
         check_literals(LocalHeadSpec if is_of_a_head else KubeRaySpec, spec, "ray_cluster_spec")
         PodSettings.check_literals(self.pod)
+        parse(_ProvisionParameters, {"num_workers": self.num_workers}, "")

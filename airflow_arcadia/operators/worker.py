@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
@@ -21,6 +22,7 @@ from airflow_arcadia.operators._requirements import optional, require_lease
 from airflow_arcadia.operators._scope import failed_first, run_is_failed
 from airflow_arcadia.operators.links import WorkerLink
 from airflow_arcadia.preflight import require_model
+from airflow_arcadia.validation import Seconds, is_rendered_later, parse
 from airflow_arcadia.worker import DEFAULT_STARTUP_TIMEOUT_S, EngineOptions, RayConnection
 
 if TYPE_CHECKING:
@@ -54,6 +56,8 @@ class ArcadiaReserveWorkerOperator(BaseOperator):
         self.group = group
         self.lease_duration = lease_duration
         self.arcadia_conn_id = arcadia_conn_id
+        if not is_rendered_later(lease_duration):
+            parse_duration(lease_duration)
 
     def execute(self, context: Context) -> str:
         """Reserve, and return the lease's name."""
@@ -189,6 +193,13 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
         return cls(**given)
 
 
+@dataclass(frozen=True)
+class _TeardownParameters:
+    """What is validated when the DAG is parsed."""
+
+    grace: Seconds
+
+
 class ArcadiaTeardownWorkerOperator(BaseOperator):
     """End everything the lease owns and wait until it is gone. Idempotent.
 
@@ -223,6 +234,7 @@ class ArcadiaTeardownWorkerOperator(BaseOperator):
         self.grace = grace
         self.fail_with_scope = fail_with_scope
         self.arcadia_conn_id = arcadia_conn_id
+        parse(_TeardownParameters, {"grace": grace}, "")
 
     def execute(self, context: Context) -> None:
         """Tear down. Raises :class:`TeardownError` when something is still there."""

@@ -11,6 +11,7 @@ from airflow_arcadia.exceptions import RayClusterError
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, fail_without_retry
 from airflow_arcadia.operators.links import RayDashboardLink
 from airflow_arcadia.ray_cluster.provision import provision
+from airflow_arcadia.validation import is_rendered_later
 from airflow_arcadia.worker import parse_num_gpus
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class ArcadiaRayClusterSensor(BaseSensorOperator):
         self.ray_cluster = ray_cluster
         self.num_gpus = num_gpus
         self.arcadia_conn_id = arcadia_conn_id
+        if not is_rendered_later(num_gpus):
+            parse_num_gpus(num_gpus)
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Look once; the connection is the value when it is usable."""

@@ -154,6 +154,8 @@ async def test_segment_seconds_rendered_as_text_leave_the_batch_stoppable(
         ({"options": {"overwrite": "no idea", "limit": "{{ ds }}"}}, "options.overwrite is 'no idea'"),
         ({"options": ["overwrite"]}, "options is a list, not a mapping"),
         ({"run_in": "cloud"}, "run_in is 'cloud'"),
+        ({"progress_interval": 0}, "progress_interval is 0. Set it to above 0"),
+        ({"batch_timeout": float("nan")}, "batch_timeout is nan, not a finite number"),
     ],
 )
 def test_a_literal_that_is_not_valid_is_an_error_of_the_dag(wrong: dict[str, Any], said: str):

@@ -121,6 +121,14 @@ def test_values_rendered_as_text_reach_the_worker_typed(lease: Lease):
     assert spec.system_args == ("--seed", "1")
 
 
+def test_a_literal_duration_that_is_not_valid_is_an_error_of_the_dag():
+    with pytest.raises(ArcadiaConfigError, match="lease_duration is 'long'"):
+        ArcadiaReserveWorkerOperator(task_id="reserve", lease_duration="long")
+    with pytest.raises(ArcadiaConfigError, match=r"grace is -1\.0\. Set it to at least 0"):
+        ArcadiaTeardownWorkerOperator(task_id="teardown", lease="l", grace=-1.0)
+    ArcadiaReserveWorkerOperator(task_id="reserve", lease_duration="{{ params.lease }}")
+
+
 def test_an_engine_that_says_nothing_about_it_drains_as_its_launcher_does():
     spec = LaunchRequest(lease="l", model="m").worker_spec(None, controller_address=None, drain_seconds=30.0)
     assert spec.drain_seconds == 30.0
