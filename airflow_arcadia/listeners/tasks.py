@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.listeners import hookimpl
@@ -14,13 +15,14 @@ from airflow.listeners import hookimpl
 from airflow_arcadia.listeners.runs import RESERVE
 
 if TYPE_CHECKING:
-    from airflow_arcadia.launchers.renewal import LeaseKeeper
+    from airflow_arcadia.launchers.background import Background
+    from airflow_arcadia.lease_store import Leases
 
 TEARDOWN = "ArcadiaTeardownWorkerOperator"
 RENEW_THEMSELVES = frozenset({RESERVE, TEARDOWN, "ArcadiaBatchInferenceOperator", "ArcadiaModelReadySensor"})
 
 log = logging.getLogger(__name__)
-_keepers: list[LeaseKeeper] = []
+_keepers: list[Background] = []
 
 
 @hookimpl
@@ -67,7 +69,7 @@ def _start(reserve: Any, task_instance: Any) -> None:
         return
     # Imported late: most tasks of an Airflow have nothing to do with a worker.
     from airflow_arcadia.hooks.arcadia import ArcadiaHook  # noqa: PLC0415
-    from airflow_arcadia.launchers.renewal import LeaseKeeper  # noqa: PLC0415
+    from airflow_arcadia.launchers.background import Background  # noqa: PLC0415
     from airflow_arcadia.lease import Identity  # noqa: PLC0415
 
     leases = ArcadiaHook(reserve.arcadia_conn_id).leases
@@ -77,10 +79,22 @@ def _start(reserve: Any, task_instance: Any) -> None:
         Identity(task_instance.dag_id, task_instance.run_id, reserve.group, index).lease_name
         for index in indexes
     ]
-    held = [name for name in names if leases.read(name) is not None]
-    keeper = LeaseKeeper(leases, held, log)
+    # In a thread: an API server that is away must not keep the task from starting.
+    keeper = Background("arcadia-lease-keeper", [partial(_keep, leases, name) for name in names])
     keeper.start()
     _keepers.append(keeper)
+
+
+async def _keep(leases: Leases, name: str) -> None:
+    from airflow_arcadia.launchers.renewal import keep_renewed  # noqa: PLC0415
+    from airflow_arcadia.lease_store import LeaseError  # noqa: PLC0415
+
+    try:
+        await keep_renewed(leases, name, log)
+    except LeaseError:
+        log.info("There is no lease %s to renew while this task runs.", name)
+    except Exception:  # a thread must not end in silence
+        log.warning("Lease %s is no longer renewed.", name, exc_info=True)
 
 
 def _stop() -> None:
