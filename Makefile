@@ -38,7 +38,7 @@ test-chaos: setup ## kill the processes of a real batch fifty times (make test d
 	$(PYTEST) -m chaos $(ARGS)
 
 matrix: setup ## kill, mark, time out and clear runs on a whole Airflow in every step: nothing is left
-	$(BIN)/python -m tests.lifecycle.matrix $(ARGS)
+	$(BIN)/python -m tests.lifecycle.matrix --table docs/lifecycle.md $(ARGS)
 
 N ?= 200
 soak: setup ## N random paths of the matrix: make soak N=200

@@ -159,6 +159,16 @@ def _reap(stage: Stage, done: threading.Event) -> None:
         stage.reap()
 
 
+def write_table(path: Path, results: Iterable[Result]) -> None:
+    """Put the rows into the table of a document, in place of earlier ones of the same cases."""
+    before, marker, rest = path.read_text().partition("<!-- matrix -->\n")
+    old, end, after = rest.partition("<!-- /matrix -->")
+    rows = {line.split("|")[1].strip(): line for line in old.splitlines()[2:]}
+    rows |= {result.case.name: result.row() for result in results}
+    table = "\n".join([HEADER, *(rows[name] for name in sorted(rows))])
+    path.write_text(f"{before}{marker}{table}\n{end}{after}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.lifecycle.matrix", description=__doc__)
     parser.add_argument("--only", default="*", help="cases whose names match, e.g. 'kill.*,clear.*'")
@@ -166,6 +176,7 @@ def main() -> int:
     parser.add_argument("--soak", type=int, default=0, metavar="N", help="that many random cases instead")
     parser.add_argument("--seed", type=int, default=None, help="of the random cases")
     parser.add_argument("--folder", type=Path, help="where Airflow and the leases live; kept afterwards")
+    parser.add_argument("--table", type=Path, help="file whose table gets the rows, e.g. docs/lifecycle.md")
     options = parser.parse_args()
     chosen = [c for c in CASES if any(fnmatch.fnmatch(c.name, p) for p in options.only.split(","))]
     if options.soak:
@@ -176,6 +187,8 @@ def main() -> int:
         folder = options.folder or Path(temporary)
         with lifecycle_stage(folder.resolve(), parallelism=2 * options.jobs) as stage:
             results = run_all(stage, chosen, options.jobs)
+    if options.table:
+        write_table(options.table, results)
     leaks, wrong = sum(r.leaked for r in results), sum(r.wrong_colour for r in results)
     for result in results:
         if result.red:

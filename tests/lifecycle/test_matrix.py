@@ -8,7 +8,7 @@ import pytest
 
 from tests.lifecycle.cases import CASES
 from tests.lifecycle.dags.lifecycle import DAGS
-from tests.lifecycle.matrix import run_all
+from tests.lifecycle.matrix import HEADER, Result, run_all, write_table
 from tests.lifecycle.stage import lifecycle_stage
 
 
@@ -20,6 +20,18 @@ def test_after_representative_events_nothing_is_left_and_the_runs_state_is_true(
         results = run_all(stage, cases, jobs=4)
     assert [result.row() for result in results if result.red] == []
     assert len(results) == len(cases) > 3
+
+
+def test_rows_replace_those_of_the_same_cases_in_the_document(tmp_path: Path):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n<!-- matrix -->\n{HEADER}\n<!-- /matrix -->\nafter\n")
+    for state in ("failed", "success"):
+        write_table(page, [Result(CASES[1], state, 1.0, 0.0), Result(CASES[0], state, 1.0, 0.0)])
+    lines = page.read_text().splitlines()
+    rows = lines[4:-2]
+    assert [row.split("|")[1].strip() for row in rows] == sorted(case.name for case in CASES[:2])
+    assert "failed" not in "".join(rows)
+    assert (lines[0], lines[-1]) == ("before", "after")
 
 
 def test_the_cases_have_different_names_and_dags_that_are_there():
