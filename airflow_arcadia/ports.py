@@ -17,8 +17,8 @@ def free_port(host: str = "127.0.0.1") -> int:
     """A port of ``host`` (an address of this machine) that nothing listens on now.
 
     It lies below the kernel's ephemeral range: a port from that range may be taken as the near end of
-    somebody's outgoing connection before its server listens, or while a restarted server is away. Raises
-    OSError when ``host`` is not an address of this machine.
+    another process's outgoing connection before its server listens, or while a restarted server is away.
+    Raises OSError when ``host`` is not an address of this machine.
     """
     end = max(_first_ephemeral(), _FIRST + 1)
     for port in random.sample(range(_FIRST, end), min(_TRIES, end - _FIRST)):

@@ -186,7 +186,7 @@ def end_marked(lease: str, owned_prefix: str = "", *, grace_s: float) -> list[st
 
 
 def end(ref: ProcessRef | None, lease: str, owned: str | None = None, *, grace_s: float) -> list[str]:
-    """End a process and every other one with the same mark; right when called again.
+    """End a process and every other one with the same mark. Idempotent.
 
     SIGTERM goes to the leader alone, so that it can end its own in order. After ``grace_s`` seconds, or
     as soon as the leader is gone, SIGKILL goes to its group and to whatever is still marked. Returns what

@@ -116,7 +116,7 @@ class RowQueue:
         self.wake_all()
 
     def wake(self, server: Server, count: int) -> None:
-        """Let so many waiters of the endpoint look again: it has room."""
+        """Let so many waiters of the endpoint look again: it can take rows."""
         _wake(self._waiting[server], count)
 
     def wake_all(self) -> None:

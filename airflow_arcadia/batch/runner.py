@@ -331,7 +331,7 @@ class _Run:
         if self._queue is None:
             return
         if server.up:
-            self._queue.wake(server, server.room)
+            self._queue.wake(server, server.free_slots)
         else:
             # Rows that were not to go to another one may go there now.
             self._queue.wake_all()

@@ -105,7 +105,7 @@ class Sender:
             await self.memory.acquire(size)
             try:
                 if not self.writer.has_room:
-                    await self.writer.room()
+                    await self.writer.wait_for_space()
                 await self._send_row(pending, server)
             finally:
                 self.memory.release(size)

@@ -129,7 +129,7 @@ def test_an_overlay_need_not_speak_of_containers():
 
 
 def test_an_overlay_that_is_no_pod_is_named():
-    with pytest.raises(ArcadiaConfigError, match=r"full_pod_spec is no pod: .*`name`"):
+    with pytest.raises(ArcadiaConfigError, match=r"full_pod_spec is not a valid pod: .*`name`"):
         sent(full_pod_spec={"spec": {"containers": [{"image": "nameless:1"}]}})
 
 

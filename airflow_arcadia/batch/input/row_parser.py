@@ -25,7 +25,7 @@ from airflow_arcadia.batch.spec import NO_ROW_SENT, BatchSpec
 from airflow_arcadia.exceptions import BatchInputError
 
 _TEXT_PARAMETERS = frozenset({"model", "stop", "suffix", "user", "cache_salt", "chat_template"})
-"""Request fields that are texts: a CSV cell "3" in them is no number."""
+"""Request fields that are texts: a CSV cell "3" in them stays text."""
 _SUSPICIOUS_DEPTH = 200
 """orjson reads 1,024 levels of nesting and writes 254."""
 

@@ -70,8 +70,8 @@ class SegmentWriter:
             len(self._buffer.lines) < self._rows and self._buffer.size < SEGMENT_BYTES
         )
 
-    async def room(self) -> None:
-        """Wait until there is room."""
+    async def wait_for_space(self) -> None:
+        """Wait until storage keeps up with the answers."""
         while not self.has_room and self._commit is not None:
             await asyncio.wait([self._commit])
 

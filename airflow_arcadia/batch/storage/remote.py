@@ -203,7 +203,7 @@ class RemoteFolder:
         try:
             self._fs.mv(source, target)
         except Exception:
-            # Some servers do not replace: make room, and try once more.
+            # Some servers do not replace a file: remove the old one, and try once more.
             self._fs.invalidate_cache()
             if not self._fs.exists(target):
                 raise

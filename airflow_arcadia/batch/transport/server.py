@@ -43,7 +43,7 @@ class Server:
 
     :param most_in_flight: rows it may have at once.
     :param answer_timeout: seconds that a probe's one token may take.
-    :param changed: called when it came up, went down or has more room.
+    :param changed: called when it came up, went down or can take more rows.
     :param failed: called with the exception of a probe that is a fault of the program.
     """
 
@@ -86,10 +86,10 @@ class Server:
     @property
     def has_room(self) -> bool:
         """Whether it may be given a row now."""
-        return self.room > 0
+        return self.free_slots > 0
 
     @property
-    def room(self) -> int:
+    def free_slots(self) -> int:
         """How many rows it may be given now."""
         return self._limit - self.taken if self.up else 0
 
