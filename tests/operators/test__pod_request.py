@@ -118,7 +118,7 @@ def test_a_template_lies_beneath_ours():
 
 @pytest.mark.parametrize("overlay", ["pod_template_dict", "full_pod_spec"])
 def test_a_field_that_pods_do_not_have_is_named(overlay: str):
-    with pytest.raises(ArcadiaConfigError, match=rf"{overlay}\.spec\.contianers is no field of a pod"):
+    with pytest.raises(ArcadiaConfigError, match=rf"{overlay}\.spec\.contianers is not a field of a pod"):
         sent(**{overlay: {"spec": {"contianers": [{"name": "worker"}]}}})
 
 
