@@ -18,6 +18,7 @@ from pathlib import Path
 
 from airflow_arcadia.exceptions import ArcadiaError
 from airflow_arcadia.runtime import ray_node
+from airflow_arcadia.runtime.fastchat.registration import leave_controller
 from airflow_arcadia.runtime.lease_watch import LeaseWatch
 from airflow_arcadia.runtime.log import say
 from airflow_arcadia.runtime.server_command import server_argv, server_env
@@ -122,6 +123,10 @@ def serve(
     if reason and not reports.hung:
         _drain(server, spec.drain_seconds)
     end_children(server, grace_s=_AFTER_DRAIN_S, spare=[*spare, *watchdog.pids])
+    reports.check()
+    if reports.registered and spec.controller_address:
+        # The server had no time to do it itself.
+        leave_controller(spec.controller_address, spec.url)
     if left := memory.remove():
         say(f"shared memory still in use: {', '.join(left)}")
     if reason:

@@ -38,7 +38,7 @@ from airflow_arcadia.runtime.lease_extension import LeaseExtension
 from airflow_arcadia.runtime.log import say
 from airflow_arcadia.runtime.request_limits import RequestRefused, check_length, limited
 from airflow_arcadia.runtime.safe_redirects import refuse_redirects_to_other_hosts
-from airflow_arcadia.runtime.server_reports import ask_to_end
+from airflow_arcadia.runtime.server_reports import ask_to_end, report_registered
 from airflow_arcadia.runtime.vllm_patches import env_cache
 from airflow_arcadia.runtime.worker_metrics import METRICS_PATH, add_metrics
 from airflow_arcadia.worker import PlacedWorker, WorkerStatus
@@ -304,6 +304,7 @@ class ArcadiaMiddleware:
         self._status, self._cause = WorkerStatus.READY, ""
         say(f"ready: {self._spec.served_model_name} at {self._spec.url}")
         if self._registration is not None:
+            report_registered(True)
             self._keeping = self._start(self._registration.keep())
 
     async def _engine_changed(self, cause: str | None) -> None:
@@ -320,6 +321,7 @@ class ArcadiaMiddleware:
             self._keeping.cancel()
         if self._registration is not None:
             await self._registration.leave()
+            report_registered(False)
 
     def _ask_to_end(self, reason: str, hung: bool) -> None:
         if not ask_to_end(reason, hung=hung):

@@ -1,4 +1,4 @@
-"""What the server tells its supervisor: reasons to end the worker that only the server can know.
+"""What the server tells its supervisor: why the worker must end, and that its controller lists it.
 
 A pipe, one JSON object a line. The server's process writes and the supervisor, which outlives it, reads.
 """
@@ -23,6 +23,8 @@ class SupervisorEnd:
         self._rest = b""
         self.hung = False
         """Whether the reason was a hang: waiting for running requests is useless then."""
+        self.registered = False
+        """Whether FastChat's controller may list the worker."""
 
     @property
     def inherited(self) -> tuple[int, ...]:
@@ -39,17 +41,18 @@ class SupervisorEnd:
         os.close(self._write)
 
     def check(self) -> str | None:
-        """The reason the server gave for ending the worker, if it has."""
+        """Read what the server has sent; the reason it gave for ending the worker, if it has."""
         with suppress(BlockingIOError):
             self._rest += os.read(self._read, _MOST_BYTES)
         *lines, self._rest = self._rest.split(b"\n")
+        reason = None
         for line in lines:
-            with suppress(ValueError, KeyError, TypeError):
-                report = json.loads(line)
-                reason = str(report["end"])
-                self.hung = bool(report.get("hung"))
-                return reason
-        return None
+            with suppress(ValueError, TypeError):
+                report = dict(json.loads(line))
+                self.registered = bool(report.get("registered", self.registered))
+                self.hung = bool(report.get("hung", self.hung))
+                reason = reason or report.get("end")
+        return reason
 
 
 def ask_to_end(reason: str, *, hung: bool, env: Mapping[str, str] = os.environ) -> bool:
@@ -58,8 +61,16 @@ def ask_to_end(reason: str, *, hung: bool, env: Mapping[str, str] = os.environ) 
     :param reason: why, as the log and the worker's readiness will have it.
     :param hung: whether the engine hangs, so that its requests cannot be waited for.
     """
+    return _report({"end": reason, "hung": hung}, env)
+
+
+def report_registered(registered: bool, env: Mapping[str, str] = os.environ) -> None:
+    """Tell the supervisor whether FastChat's controller may list the worker."""
+    _report({"registered": registered}, env)
+
+
+def _report(report: dict[str, object], env: Mapping[str, str]) -> bool:
     with suppress(KeyError, ValueError, OSError):
-        line = json.dumps({"end": reason, "hung": hung}) + "\n"
-        os.write(int(env[FD_VARIABLE]), line.encode())
+        os.write(int(env[FD_VARIABLE]), f"{json.dumps(report)}\n".encode())
         return True
     return False

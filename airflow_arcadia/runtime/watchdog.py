@@ -9,7 +9,6 @@ controller forget the worker.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import signal
 import subprocess
@@ -145,9 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _leave(controller: str, worker_url: str) -> None:
     # An HTTP client that most watchdogs never need is not kept in memory for a worker's whole life.
-    from airflow_arcadia.runtime.fastchat.registration import Registration  # noqa: PLC0415
+    from airflow_arcadia.runtime.fastchat.registration import leave_controller  # noqa: PLC0415
 
-    asyncio.run(Registration(controller, worker_url, dict).leave())
+    leave_controller(controller, worker_url)
 
 
 def _others(lease: str, owned: str, own_pid: int) -> list[psutil.Process]:

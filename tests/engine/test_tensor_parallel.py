@@ -221,7 +221,9 @@ def test_killing_a_rank_ends_the_worker_with_its_reason_and_frees_the_gpus(
     failed = worker.look()
     assert isinstance(failed, Failed)
     assert "ended" in failed.what
+    assert "exit code 0" not in failed.sentences
     assert failed.log_tail
+    assert models(controller) == []
     wait_for(lambda: facts(ray).gpus_free == 2.0, 20, "the GPUs to be free")
     assert worker.end() == []
     assert worker.leftovers == []

@@ -112,6 +112,14 @@ def test_a_killed_supervisor_leaves_nothing_and_the_controller_forgets_the_worke
     assert str(likely_cause(worker.lines)).endswith("was killed")
 
 
+@pytest.mark.parametrize(("registered", "told"), [("true", 1), ("false", 0)])
+def test_a_server_that_could_not_leave_its_controller_is_taken_off_it(start, controller, registered, told):
+    does = f'report {{"registered": {registered}}};kill'
+    worker = start(does, controller_address=f"http://127.0.0.1:{controller.server_port}")
+    assert worker.process.wait(30) == SERVER_ENDED
+    assert [path for path, _ in Controller.told] == ["/register_worker"] * told
+
+
 def test_so_does_one_that_no_launcher_has_marked_and_no_lease_owns(start):
     worker = start(marked=False, lease_file=None)
     core, memory = worker.wait_for_core()

@@ -62,6 +62,11 @@ class State:
         return State(registered=answer, failures=0)
 
 
+def leave_controller(controller: str, worker: str) -> None:
+    """Take a worker off the controller whose own process cannot do so any more."""
+    asyncio.run(Registration(controller, worker, dict).leave())
+
+
 class Registration:
     """The worker's entry at the controller.
 

@@ -1,7 +1,7 @@
 """A server with an engine core of the worst kind: it ignores SIGTERM, outlives the server, unlinks nothing.
 
-``STAND_IN`` is what the server does once its core is up: ``serve``, ``exit N``, or ``report JSON`` to its
-supervisor.
+``STAND_IN`` is what the server does once its core is up, one after the other: ``report JSON`` to its
+supervisor, ``exit N``, ``kill`` itself; then it serves.
 """
 
 import os
@@ -25,14 +25,15 @@ time.sleep(600)
 def main() -> None:
     core = subprocess.Popen([sys.executable, "-c", CORE], start_new_session=True, stdout=subprocess.PIPE)
     print("core", core.pid, core.stdout.readline().decode().strip(), flush=True)
-    does, _, argument = os.environ.get("STAND_IN", "serve").partition(" ")
-    if does == "exit":
-        core.kill()
-        sys.exit(int(argument))
-    if does == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if does == "report":
-        os.write(int(os.environ["ARCADIA_SUPERVISOR_FD"]), argument.encode() + b"\n")
+    for command in os.environ["STAND_IN"].split(";"):
+        does, _, argument = command.partition(" ")
+        if does == "exit":
+            core.kill()
+            sys.exit(int(argument))
+        if does == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if does == "report":
+            os.write(int(os.environ["ARCADIA_SUPERVISOR_FD"]), argument.encode() + b"\n")
     time.sleep(600)
 
 
