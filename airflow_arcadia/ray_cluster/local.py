@@ -160,7 +160,7 @@ def start_head(
     (store.directory(lease) / _ADDRESS_FILE).write_text(cluster.head_address, encoding="utf-8")
     ray = str(Path(worker_python).with_name("ray"))
     head = head_argv(ray, cluster, num_gpus, num_cpus, _temp_dir(store.directory(lease)))
-    guard = [
+    supervisor = [
         worker_python,
         "-m",
         "airflow_arcadia.runtime.supervisor",
@@ -174,7 +174,7 @@ def start_head(
     else:
         # Left alone, Ray asks for a token as soon as it finds one in the user's home.
         env.setdefault("RAY_AUTH_MODE", "disabled")
-    process = spawn([*guard, "--", *head], env=env, log_path=log)
+    process = spawn([*supervisor, "--", *head], env=env, log_path=log)
     where |= {"pid": process.pid, "started_at": process.started_at}
     store.update(lease, lambda held: held.record(Owned("ray_cluster", cluster.name, LAUNCHER, where)))
     return process

@@ -34,7 +34,7 @@ _POLL_S = 0.05
 
 
 def ensure_marked(env: MutableMapping[str, str], name: str) -> None:
-    """Mark this process and all it starts, where no launcher has: in a pod, or started by hand."""
+    """Mark this process and all it starts, where no launcher has: in a pod, or started from a shell."""
     if LEASE_VARIABLE not in env or OWNED_VARIABLE not in env:
         env.update(mark(f"unowned-{os.getpid()}-{time.time():.0f}", name))
 

@@ -41,7 +41,7 @@ def worker(folder: Path, worker_python: str, tiny_model: str) -> Iterator[Served
 
 @pytest.fixture(scope="module")
 def source(folder: Path) -> str:
-    """Rows of every kind: chats, prompts, whole requests, one too long, one that is no JSON."""
+    """Rows of every kind: chats, prompts, whole requests, one too long, one that is not JSON."""
     lines = []
     for number in range(ROWS):
         kind = number % 3

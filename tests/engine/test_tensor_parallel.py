@@ -1,4 +1,4 @@
-"""A real worker, tensor parallel over two real Ray workers, spoken to through every door."""
+"""A real worker, tensor parallel over two real Ray workers, asked in every protocol."""
 
 from __future__ import annotations
 
