@@ -45,8 +45,34 @@ class RayClusterError(ArcadiaError):
     """The Ray cluster cannot be reached or cannot serve this worker."""
 
 
+class RayClusterUnfitError(RayClusterError):
+    """The cluster will never take this worker, however long one waits."""
+
+    retryable = False
+
+
+class RayClusterBusyError(RayClusterError):
+    """The cluster could take this worker, but not now."""
+
+
+class RayClusterUnreachableError(RayClusterError):
+    """Nothing usable answers at the dashboard's address."""
+
+
+class RayAuthenticationError(RayClusterError):
+    """The cluster asks for a token and ours is missing or wrong."""
+
+    retryable = False
+
+
 class WorkerError(ArcadiaError):
     """The worker could not be started, died, or never became ready."""
+
+
+class WorkerLostError(WorkerError):
+    """The worker ended while it was needed; only a new launch brings it back."""
+
+    retryable = False
 
 
 class BatchInputError(ArcadiaError, ValueError):
@@ -61,3 +87,11 @@ class BatchError(ArcadiaError):
 
 class TeardownError(ArcadiaError):
     """Something a lease owns is still there after teardown."""
+
+
+class LeaseError(ArcadiaError):
+    """A lease that is needed is not there."""
+
+
+class UnreadableLeaseError(ArcadiaError, ValueError):
+    """A lease exists but cannot be understood: its text is damaged or lacks what every lease has."""

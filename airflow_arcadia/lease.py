@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError
+from airflow_arcadia.exceptions import ArcadiaConfigError, UnreadableLeaseError
 
 DEFAULT_DURATION_S = 3600.0
 """How long a lease holds without a renewal: longer than the gap between two tasks of a busy scheduler."""
@@ -28,10 +28,6 @@ MAX_NAME = 52
 """Longest lease name: a DNS label is 63 characters and the worker's parts add up to 11 more."""
 _RENEWALS_PER_DURATION = 3
 """Two renewals may fail before the lease lapses."""
-
-
-class UnreadableLeaseError(ArcadiaError, ValueError):
-    """A lease exists but cannot be understood: its text is damaged or lacks what every lease has."""
 
 
 def unreadable(name: str, why: object) -> UnreadableLeaseError:

@@ -20,8 +20,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError
-from airflow_arcadia.lease import DEFAULT_DURATION_S, Identity, Lease, UnreadableLeaseError, unreadable
+from airflow_arcadia.exceptions import ArcadiaConfigError, LeaseError, UnreadableLeaseError
+from airflow_arcadia.lease import DEFAULT_DURATION_S, Identity, Lease, unreadable
 
 _FILE = "lease.json"
 _LOCK = ".lock"
@@ -40,10 +40,6 @@ def default_root() -> Path:
     if home := os.environ.get("AIRFLOW_HOME"):
         return Path(home) / "arcadia"
     return Path.home() / ".arcadia"
-
-
-class LeaseError(ArcadiaError):
-    """A lease that is needed is not there."""
 
 
 def no_such_lease(name: str) -> LeaseError:
@@ -136,7 +132,7 @@ class LeaseStore:
     def read(self, name: str) -> Lease | None:
         """The lease, or None when there is none.
 
-        Raises OSError or :class:`~airflow_arcadia.lease.UnreadableLeaseError` when it cannot be read.
+        Raises OSError or :class:`~airflow_arcadia.exceptions.UnreadableLeaseError` when it cannot be read.
         """
         return read_lease_file(self.file(name))
 
@@ -277,7 +273,7 @@ def _is_lease_directory(path: str) -> bool:
 def read_lease_file(path: str | os.PathLike[str]) -> Lease | None:
     """The lease in that file; None when there is none.
 
-    Raises OSError or :class:`~airflow_arcadia.lease.UnreadableLeaseError` when it is there but cannot be
+    Raises OSError or :class:`~airflow_arcadia.exceptions.UnreadableLeaseError` when it is there but cannot be
     read: that is not "absent".
     """
     try:

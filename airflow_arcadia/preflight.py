@@ -13,17 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airflow_arcadia.exceptions import NO_WORKER_STARTED, ArcadiaConfigError, RayClusterError
-
-
-class RayClusterUnfitError(RayClusterError):
-    """The cluster will never take this worker, however long one waits."""
-
-    retryable = False
-
-
-class RayClusterBusyError(RayClusterError):
-    """The cluster could take this worker, but not now."""
+from airflow_arcadia.exceptions import (
+    NO_WORKER_STARTED,
+    ArcadiaConfigError,
+    RayClusterBusyError,
+    RayClusterUnfitError,
+)
 
 
 @dataclass(frozen=True)

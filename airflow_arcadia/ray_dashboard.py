@@ -14,19 +14,9 @@ from typing import Any
 
 import aiohttp
 
-from airflow_arcadia.exceptions import RayClusterError
+from airflow_arcadia.exceptions import RayAuthenticationError, RayClusterError, RayClusterUnreachableError
 
 TIMEOUT_S = 1.5  # measured answers take 1-19 ms; a refused or silent address must be named within 2 s
-
-
-class RayAuthenticationError(RayClusterError):
-    """The cluster asks for a token and ours is missing or wrong."""
-
-    retryable = False
-
-
-class RayClusterUnreachableError(RayClusterError):
-    """Nothing usable answers at the dashboard's address."""
 
 
 @dataclass(frozen=True)

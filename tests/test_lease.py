@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from airflow_arcadia.exceptions import ArcadiaConfigError
+from airflow_arcadia.exceptions import ArcadiaConfigError, UnreadableLeaseError
 from airflow_arcadia.lease import (
     DEFAULT_DURATION_S,
     MAX_DURATION_S,
@@ -20,7 +20,6 @@ from airflow_arcadia.lease import (
     Lease,
     LeaseWatch,
     Owned,
-    UnreadableLeaseError,
     parse_duration,
 )
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from airflow_arcadia.exceptions import ArcadiaConfigError
-from airflow_arcadia.lease import Identity, Owned, UnreadableLeaseError
-from airflow_arcadia.lease_store import LeaseError, LeaseStore, default_root
+from airflow_arcadia.exceptions import ArcadiaConfigError, LeaseError, UnreadableLeaseError
+from airflow_arcadia.lease import Identity, Owned
+from airflow_arcadia.lease_store import LeaseStore, default_root
 
 IDENTITY = Identity("dag", "run", "worker")
 

@@ -5,16 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from airflow_arcadia.exceptions import ArcadiaConfigError
-from airflow_arcadia.preflight import (
-    RayClusterBusyError,
-    RayClusterUnfitError,
-    Versions,
-    check_cluster,
-    possible_sizes,
-    require,
-    require_model,
-)
+from airflow_arcadia.exceptions import ArcadiaConfigError, RayClusterBusyError, RayClusterUnfitError
+from airflow_arcadia.preflight import Versions, check_cluster, possible_sizes, require, require_model
 
 SAME = Versions("2.60.0", "3.11.7")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airflow_arcadia.config import ArcadiaConfig, RayCluster
-from airflow_arcadia.exceptions import ArcadiaError
+from airflow_arcadia.exceptions import ArcadiaError, RayClusterUnreachableError
 from airflow_arcadia.kubernetes.access_review import (
     CUSTOM_RESOURCE_RIGHTS,
     RAY_CLUSTER_RIGHTS,
@@ -19,7 +19,7 @@ from airflow_arcadia.kubernetes.access_review import (
 )
 from airflow_arcadia.kubernetes.api import Session
 from airflow_arcadia.kubernetes.kinds import RAY_CLUSTER, WORKER
-from airflow_arcadia.ray_dashboard import ClusterFacts, RayClusterUnreachableError, RayDashboard
+from airflow_arcadia.ray_dashboard import ClusterFacts, RayDashboard
 
 if TYPE_CHECKING:
     from airflow_arcadia.hooks.arcadia import ArcadiaHook

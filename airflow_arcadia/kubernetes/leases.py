@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Callable
 
+from airflow_arcadia.exceptions import UnreadableLeaseError
 from airflow_arcadia.kubernetes.api import KubernetesApi, Session
 from airflow_arcadia.kubernetes.conflicts import retry_on_conflict
 from airflow_arcadia.kubernetes.errors import KubernetesConflictError
@@ -23,7 +24,7 @@ from airflow_arcadia.kubernetes.kinds import (
     selector,
 )
 from airflow_arcadia.kubernetes.times import micro_time, seconds
-from airflow_arcadia.lease import DEFAULT_DURATION_S, Identity, Lease, UnreadableLeaseError, unreadable
+from airflow_arcadia.lease import DEFAULT_DURATION_S, Identity, Lease, unreadable
 from airflow_arcadia.lease_store import no_such_lease
 
 IDENTITY = "airflow-arcadia/identity"
@@ -98,7 +99,7 @@ async def change_lease(
 
     :param unreadable_as: what to write in place of a lease that cannot be read; None raises.
 
-    Raises :class:`~airflow_arcadia.lease_store.LeaseError` when there is none.
+    Raises :class:`~airflow_arcadia.exceptions.LeaseError` when there is none.
     """
 
     async def attempt() -> Lease:
@@ -148,7 +149,7 @@ def lease_object(lease: Lease) -> Object:
 def parse_lease(found: Object) -> Lease:
     """Inverse of :func:`lease_object`; fields and annotations it does not know are ignored.
 
-    Raises :class:`~airflow_arcadia.lease.UnreadableLeaseError` when what every lease has is missing.
+    Raises :class:`~airflow_arcadia.exceptions.UnreadableLeaseError` when what every lease has is missing.
     """
     metadata = found["metadata"]
     try:

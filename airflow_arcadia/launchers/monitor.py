@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 
-from airflow_arcadia.exceptions import WorkerError
+from airflow_arcadia.exceptions import WorkerLostError
 from airflow_arcadia.launchers.background import Background
 from airflow_arcadia.launchers.base import Launcher
 from airflow_arcadia.readiness import ProcessObservation, likely_cause
@@ -18,12 +18,6 @@ RETRY_S = 5.0
 """Seconds until a watch that failed is made again."""
 
 log = logging.getLogger(__name__)
-
-
-class WorkerLostError(WorkerError):
-    """The worker ended while it was needed; only a new launch brings it back."""
-
-    retryable = False
 
 
 class WorkerWatch(Background):

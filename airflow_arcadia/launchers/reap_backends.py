@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 
+from airflow_arcadia.exceptions import UnreadableLeaseError
 from airflow_arcadia.kubernetes.api import KubernetesApi, Session
 from airflow_arcadia.kubernetes.cleanup import ALWAYS, SOMETIMES, readable
 from airflow_arcadia.kubernetes.kinds import LEASE, LEASE_LABEL, MANAGED_BY, MANAGER, POD, Object, selector
@@ -17,7 +18,6 @@ from airflow_arcadia.kubernetes.leases import parse_lease
 from airflow_arcadia.launchers.base import Launcher
 from airflow_arcadia.launchers.reaper import Held
 from airflow_arcadia.launchers.teardown import teardown, teardown_in_cluster
-from airflow_arcadia.lease import UnreadableLeaseError
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.processes import LEASE_VARIABLE, find_marked
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, NoReturn
 
-from airflow_arcadia.exceptions import ArcadiaError
+from airflow_arcadia.exceptions import ArcadiaError, LeaseError
 from airflow_arcadia.launchers.background import Background
-from airflow_arcadia.lease_store import LeaseError, Leases
+from airflow_arcadia.lease_store import Leases
 
 RETRY_S = 5.0
 """Seconds until a renewal that failed is tried again: well within a third of any lease."""
@@ -23,7 +23,7 @@ async def keep_renewed(leases: Leases, name: str, log: Any = _log) -> NoReturn:
     """Renew lease ``name`` every third of its duration, until cancelled.
 
     Transient failures (an API server that is away, a lease that cannot be read) are logged and tried again.
-    Raises :class:`~airflow_arcadia.lease_store.LeaseError` once there is no such lease, and every
+    Raises :class:`~airflow_arcadia.exceptions.LeaseError` once there is no such lease, and every
     :class:`ArcadiaError` that a retry cannot mend.
     """
     while True:

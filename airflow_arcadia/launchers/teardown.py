@@ -9,14 +9,14 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from airflow_arcadia.exceptions import RayClusterError
+from airflow_arcadia.exceptions import LeaseError, RayClusterError, UnreadableLeaseError
 from airflow_arcadia.kubernetes.api import KubernetesApi
 from airflow_arcadia.kubernetes.cleanup import collect
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
 from airflow_arcadia.launchers.arcadia_worker.ownership import workers_of_lease
 from airflow_arcadia.launchers.base import Launcher, Stops
-from airflow_arcadia.lease import Lease, Owned, UnreadableLeaseError
-from airflow_arcadia.lease_store import LeaseError, LeaseStore
+from airflow_arcadia.lease import Lease, Owned
+from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.processes import end_marked, remove_unmapped_shm
 from airflow_arcadia.ray_cluster import local
 from airflow_arcadia.ray_cluster.jobs import groups_of_lease

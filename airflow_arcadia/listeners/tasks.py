@@ -86,8 +86,8 @@ def _start(reserve: Any, task_instance: Any) -> None:
 
 
 async def _keep(leases: Leases, name: str) -> None:
+    from airflow_arcadia.exceptions import LeaseError  # noqa: PLC0415
     from airflow_arcadia.launchers.renewal import keep_renewed  # noqa: PLC0415
-    from airflow_arcadia.lease_store import LeaseError  # noqa: PLC0415
 
     try:
         await keep_renewed(leases, name, log)

@@ -14,9 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from airflow_arcadia.config import RayCluster
-from airflow_arcadia.exceptions import ArcadiaConfigError, RayClusterError
+from airflow_arcadia.exceptions import (
+    ArcadiaConfigError,
+    LeaseError,
+    RayClusterError,
+    RayClusterUnreachableError,
+)
 from airflow_arcadia.lease import Owned
-from airflow_arcadia.lease_store import LeaseError, LeaseStore
+from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.ports import free_port
 from airflow_arcadia.preflight import Versions
 from airflow_arcadia.processes import (
@@ -29,7 +34,7 @@ from airflow_arcadia.processes import (
     tail,
     worker_environment,
 )
-from airflow_arcadia.ray_dashboard import RayClusterUnreachableError, RayDashboard
+from airflow_arcadia.ray_dashboard import RayDashboard
 from airflow_arcadia.validation import Count, parse
 
 LAUNCHER = "local_head"

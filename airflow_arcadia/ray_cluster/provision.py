@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_arcadia.config import ArcadiaConfig, RayCluster
-from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError, RayClusterError
-from airflow_arcadia.preflight import (
-    Finding,
+from airflow_arcadia.exceptions import (
+    ArcadiaConfigError,
+    ArcadiaError,
     RayClusterBusyError,
+    RayClusterError,
     RayClusterUnfitError,
-    Versions,
-    check_cluster,
-    require,
+    RayClusterUnreachableError,
 )
+from airflow_arcadia.preflight import Finding, Versions, check_cluster, require
 from airflow_arcadia.ray_cluster.backend import RayBackend
-from airflow_arcadia.ray_dashboard import ClusterFacts, RayClusterUnreachableError
+from airflow_arcadia.ray_dashboard import ClusterFacts
 from airflow_arcadia.worker import RayConnection
 
 AUTO = "auto"

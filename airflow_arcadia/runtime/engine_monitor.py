@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from airflow_arcadia.lease import UnreadableLeaseError
+from airflow_arcadia.exceptions import UnreadableLeaseError
 from airflow_arcadia.lease_store import read_lease_file
 from airflow_arcadia.runtime.asgi_client import AsgiClient
 from airflow_arcadia.runtime.engine_health import EngineHealth, Look, count_progress, forgotten

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from airflow_arcadia import lease
-from airflow_arcadia.lease import Lease, UnreadableLeaseError
+from airflow_arcadia.exceptions import UnreadableLeaseError
+from airflow_arcadia.lease import Lease
 from airflow_arcadia.lease_store import read_lease_file, users_holding
 from airflow_arcadia.runtime.log import say
 

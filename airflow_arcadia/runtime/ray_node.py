@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 
 from airflow_arcadia.config import DASHBOARD_PORT
-from airflow_arcadia.exceptions import RayClusterError
+from airflow_arcadia.exceptions import RayClusterError, RayClusterUnreachableError
 from airflow_arcadia.processes import ray_environment
-from airflow_arcadia.ray_dashboard import RayClusterUnreachableError, RayDashboard, RayNode
+from airflow_arcadia.ray_dashboard import RayDashboard, RayNode
 from airflow_arcadia.runtime.log import say
 from airflow_arcadia.runtime.supervisor import start_child
 from airflow_arcadia.worker import PlacedWorker

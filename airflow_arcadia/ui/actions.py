@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from airflow_arcadia.batch import Endpoint
 from airflow_arcadia.batch.batch_api import RemoteBatches
-from airflow_arcadia.exceptions import ArcadiaConfigError, TeardownError
+from airflow_arcadia.exceptions import ArcadiaConfigError, TeardownError, UnreadableLeaseError
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
-from airflow_arcadia.lease import Identity, UnreadableLeaseError
+from airflow_arcadia.lease import Identity
 from airflow_arcadia.reap import connection_ids, lines_of, reap_connection, run_state
 from airflow_arcadia.ui import database
 

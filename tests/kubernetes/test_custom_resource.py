@@ -12,11 +12,10 @@ import pytest
 import yaml
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_arcadia.exceptions import ArcadiaConfigError, TeardownError
+from airflow_arcadia.exceptions import ArcadiaConfigError, LeaseError, TeardownError
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
 from airflow_arcadia.launchers.arcadia_worker.launcher import CustomResourceLauncher
 from airflow_arcadia.launchers.arcadia_worker.ownership import TAKEN_BY, WorkerInUseError
-from airflow_arcadia.lease_store import LeaseError
 from airflow_arcadia.operators.worker import ArcadiaLaunchWorkerOperator
 from airflow_arcadia.ports import free_port
 from airflow_arcadia.worker import RayConnection

@@ -16,12 +16,12 @@ import pytest
 import yaml
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_arcadia.exceptions import ArcadiaError
+from airflow_arcadia.exceptions import ArcadiaError, RayAuthenticationError
 from airflow_arcadia.lease import Identity, Lease
 from airflow_arcadia.operators.ray_cluster import ArcadiaProvisionRayClusterOperator
 from airflow_arcadia.ray_cluster.kuberay.manifest import ray_cluster
 from airflow_arcadia.ray_cluster.kuberay.settings import KubeRaySpec
-from airflow_arcadia.ray_dashboard import RayAuthenticationError, RayDashboard
+from airflow_arcadia.ray_dashboard import RayDashboard
 from tests.airflow_context import make_context
 from tests.conftest import wait_for
 from tests.kubernetes.rays import RESOURCE, made_here, ray_clusters, start_kuberay

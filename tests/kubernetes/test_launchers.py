@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import requests
 
+from airflow_arcadia.exceptions import LeaseError
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
 from airflow_arcadia.kubernetes.cleanup import collect
 from airflow_arcadia.kubernetes.kinds import WORKER_LABEL, Object
@@ -27,7 +28,7 @@ from airflow_arcadia.launchers.pod.launcher import PodLauncher
 from airflow_arcadia.launchers.pod.settings import PodSettings
 from airflow_arcadia.launchers.process import ProcessLauncher
 from airflow_arcadia.lease import Lease
-from airflow_arcadia.lease_store import LeaseError, Leases, LeaseStore
+from airflow_arcadia.lease_store import Leases, LeaseStore
 from airflow_arcadia.processes import end, find_marked
 from airflow_arcadia.readiness import ProcessObservation
 from airflow_arcadia.worker import WorkerHandle, WorkerSpec

@@ -8,11 +8,11 @@ import time
 
 import pytest
 
+from airflow_arcadia.exceptions import LeaseError
 from airflow_arcadia.hooks.kubernetes import kubernetes_api
 from airflow_arcadia.kubernetes.leases import KubernetesLeases, lease_object, parse_lease
 from airflow_arcadia.launchers.renewal import LeaseKeeper
 from airflow_arcadia.lease import Identity, Lease, Owned
-from airflow_arcadia.lease_store import LeaseError
 from tests.loopback_cluster.cluster import Cluster
 
 WHO = Identity("a dag", "manual__2026-11-23T00:00:00+00:00", "answer")

@@ -9,12 +9,13 @@ import time
 
 import pytest
 
+from airflow_arcadia.exceptions import LeaseError
 from airflow_arcadia.kubernetes.errors import refused, unreachable
 from airflow_arcadia.kubernetes.kinds import LEASE
 from airflow_arcadia.launchers import renewal
 from airflow_arcadia.launchers.renewal import LeaseKeeper, keep_renewed
 from airflow_arcadia.lease import Identity, Lease
-from airflow_arcadia.lease_store import LeaseError, LeaseStore, no_such_lease
+from airflow_arcadia.lease_store import LeaseStore, no_such_lease
 from tests.conftest import wait_for
 
 NAME = "worker-0123456789"

@@ -19,9 +19,9 @@ from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 
 from airflow_arcadia.batch.batch_api import RemoteBatches
 from airflow_arcadia.batch.openai_format import is_answered
-from airflow_arcadia.exceptions import ArcadiaConfigError, BatchError
+from airflow_arcadia.exceptions import ArcadiaConfigError, BatchError, LeaseError
 from airflow_arcadia.lease import Lease
-from airflow_arcadia.lease_store import LeaseError, LeaseStore
+from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.operators.batch import (
     PROGRESS_KEY,
     ArcadiaBatchInferenceOperator,

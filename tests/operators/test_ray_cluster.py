@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
+from airflow_arcadia.exceptions import RayClusterUnreachableError
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.operators.ray_cluster import ArcadiaProvisionRayClusterOperator
 from airflow_arcadia.processes import find_marked
-from airflow_arcadia.ray_dashboard import RayClusterUnreachableError
 from airflow_arcadia.sensors.ray_cluster import ArcadiaRayClusterSensor
 from tests.airflow_context import make_context, set_connection
 from tests.ray_cluster.real_ray import RealRay, clusters_yaml, real_ray, unused_cluster

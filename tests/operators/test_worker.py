@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_arcadia.exceptions import ArcadiaConfigError
+from airflow_arcadia.exceptions import ArcadiaConfigError, LeaseError
 from airflow_arcadia.lease import Lease, Owned
-from airflow_arcadia.lease_store import LeaseError, LeaseStore
+from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.operators._launcher import LaunchRequest
 from airflow_arcadia.operators.worker import (
     ArcadiaLaunchWorkerOperator,

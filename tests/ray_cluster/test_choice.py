@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from airflow_arcadia.config import ArcadiaConfig, RayCluster
-from airflow_arcadia.preflight import RayClusterBusyError, RayClusterUnfitError, Versions
+from airflow_arcadia.exceptions import RayClusterBusyError, RayClusterUnfitError, RayClusterUnreachableError
+from airflow_arcadia.preflight import Versions
 from airflow_arcadia.ray_cluster.provision import provision
-from airflow_arcadia.ray_dashboard import ClusterFacts, RayClusterUnreachableError, RayNode
+from airflow_arcadia.ray_dashboard import ClusterFacts, RayNode
 
 
 class Told:

@@ -12,19 +12,21 @@ from pathlib import Path
 import pytest
 
 from airflow_arcadia.config import ArcadiaConfig, RayCluster
-from airflow_arcadia.exceptions import ArcadiaConfigError
+from airflow_arcadia.exceptions import (
+    ArcadiaConfigError,
+    RayAuthenticationError,
+    RayClusterBusyError,
+    RayClusterUnfitError,
+    RayClusterUnreachableError,
+)
 from airflow_arcadia.launchers.teardown import teardown
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.lease_store import LeaseStore
-from airflow_arcadia.preflight import RayClusterBusyError, RayClusterUnfitError, Versions
+from airflow_arcadia.preflight import Versions
 from airflow_arcadia.processes import find_marked
 from airflow_arcadia.ray_cluster.local import LocalRayBackend, worker_versions
 from airflow_arcadia.ray_cluster.provision import provision
-from airflow_arcadia.ray_dashboard import (
-    RayAuthenticationError,
-    RayClusterUnreachableError,
-    RayDashboard,
-)
+from airflow_arcadia.ray_dashboard import RayDashboard
 from tests.ray_cluster.real_ray import RealRay, real_ray, unused_cluster
 
 pytestmark = pytest.mark.engine

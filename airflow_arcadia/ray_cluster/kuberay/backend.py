@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow_arcadia.config import RayCluster
-from airflow_arcadia.exceptions import RayClusterError
+from airflow_arcadia.exceptions import RayClusterError, RayClusterUnreachableError
 from airflow_arcadia.kubernetes.api import KubernetesApi, Session
 from airflow_arcadia.kubernetes.ensure import make
 from airflow_arcadia.kubernetes.kinds import (
@@ -33,7 +33,7 @@ from airflow_arcadia.preflight import Versions
 from airflow_arcadia.ray_cluster.kuberay import manifest
 from airflow_arcadia.ray_cluster.kuberay.settings import KubeRaySpec
 from airflow_arcadia.ray_cluster.kuberay.status import Coming, judge
-from airflow_arcadia.ray_dashboard import RayClusterUnreachableError, RayDashboard
+from airflow_arcadia.ray_dashboard import RayDashboard
 from airflow_arcadia.readiness import Trouble
 
 LAUNCHER = "kuberay"
