@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-fast test-kubernetes test-loopback test-chaos test-fuzz matrix soak lint demo up down bench lock clean distclean
+.PHONY: help setup test test-fast test-kubernetes test-loopback test-chaos test-fuzz chaos matrix soak lint demo up down bench lock clean distclean
 
 # Any Python finds a 3.11 by itself; name one with PYTHON=/path/to/python3.11.
 PYTHON ?= python3
@@ -36,6 +36,9 @@ test-loopback: setup ## run the loopback cluster's own tests, changed or not
 
 test-chaos: setup ## kill the processes of a real batch fifty times (make test does it eleven times)
 	$(PYTEST) -m chaos $(ARGS)
+
+chaos: setup ## N random sets of faults around batches on mock engines: rows lost, doubled, wrong; make chaos N=200
+	$(BIN)/python -m tests.batch.chaos $(N) $(ARGS)
 
 matrix: setup ## kill, mark, time out and clear runs on a whole Airflow in every step: nothing is left
 	$(BIN)/python -m tests.lifecycle.matrix --table docs/lifecycle.md $(ARGS)

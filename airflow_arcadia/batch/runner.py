@@ -141,6 +141,7 @@ class _Run:
         ]
         self._memory = ByteBudget(spec.max_in_flight_bytes or default_bytes_in_flight())
         self._error: BaseException | None = None
+        self._ended = asyncio.Event()
         self._queue: RowQueue | None = None
         self._model = spec.model
         self._job: Job | None = None
@@ -252,15 +253,18 @@ class _Run:
             lambda: self._error is not None,
             notes.changed,
         )
-        loop = asyncio.get_running_loop()
-        tasks = [loop.create_task(sender.run(server)) for server in self._servers]
+        tasks = [self._help(sender.run(server)) for server in self._servers]
         helpers = [self._help(self._tick(job, writer, meter)), self._help(notes.keep())]
         if spec.hang_timeout_s:
             helpers += [self._help(watch(server, spec.hang_timeout_s)) for server in self._servers]
+        ended = asyncio.get_running_loop().create_task(self._wait_for_end())
+        helpers.append(ended)
         try:
-            await asyncio.gather(*tasks)
+            left = set(tasks)
+            while left and not self._ended.is_set():
+                done, _ = await asyncio.wait({*left, ended}, return_when=asyncio.FIRST_COMPLETED)
+                left -= done
         except BaseException as error:  # noqa: BLE001 - raised again below
-            # A slot never fails on a row; what comes here is a fault or a cancellation.
             self._end(error)
         finally:
             await end_tasks([*helpers, *tasks])
@@ -271,8 +275,11 @@ class _Run:
         await self._commit_rest(writer)
         self._report(meter.progress(job.counts, time.monotonic()))
 
+    async def _wait_for_end(self) -> None:
+        await self._ended.wait()
+
     def _help(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run what accompanies the rows; an error in it ends the batch, which cannot do without it."""
+        """Run what the rows cannot do without: an error in it ends the batch."""
         return supervised(work, self._end)
 
     async def _commit_rest(self, writer: SegmentWriter) -> None:
@@ -341,6 +348,7 @@ class _Run:
         if self._error is not None:
             return
         self._error = error
+        self._ended.set()
         if self._queue is not None:
             self._queue.stop()
         for server in self._servers:

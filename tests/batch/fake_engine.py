@@ -102,6 +102,8 @@ class FakeEngine:
             await asyncio.sleep(self.restart_s)
             await self.start()
 
+        if self._restarts:
+            return
         self.deaths += 1
         task = asyncio.get_running_loop().create_task(restart())
         self._restarts.add(task)
