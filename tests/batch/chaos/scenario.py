@@ -213,7 +213,8 @@ class Scenario:
             if codes == [DONE] and injecting.done():
                 # Once more, for it may have been done before the last fault: it is to be found done.
                 return await self._attempt(0) == DONE
-        self.outcome.problems.append(f"not done after {MOST_ATTEMPTS} attempts")
+        told = (self.folder / "log").read_text()[-2000:]
+        self.outcome.problems.append(f"not done after {MOST_ATTEMPTS} attempts: {told}")
         return False
 
     async def _attempt(self, kill_at: int) -> int:

@@ -60,7 +60,7 @@ async def test_while_it_is_tried_again_no_more_rows_are_sent_than_answers_fit():
     add(writer, 1, 2)
     add(writer, 3, 4)
     assert not writer.has_room
-    await writer.room()
+    await writer.wait_for_space()
     await writer.flush()
     assert job.committed == [1, 2, 3, 4]
 
