@@ -233,7 +233,10 @@ class ArcadiaMiddleware:
         tokenizer = AutoTokenizer.from_pretrained(
             self._spec.model, trust_remote_code=self._spec.trust_remote_code
         )
-        return describe(tokenizer)
+        described = describe(tokenizer, self._spec.model)
+        if described.caveat:
+            say(f"chats through FastChat's gateway: {described.caveat}")
+        return described.conversation
 
     # -- start and end of the server -------------------------------------------------------------------
 

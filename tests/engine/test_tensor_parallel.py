@@ -172,7 +172,9 @@ def test_fastchats_other_calls_answer(worker: Served):
     assert worker.post("/count_token", {"prompt": "import json"}).json()["count"] > 0
     assert worker.post("/model_details", {}).json() == {"context_length": 512}
     conversation = worker.post("/worker_get_conv_template", {}).json()["conv"]
-    assert conversation["roles"] == ["<|im_start|>user", "<|im_start|>assistant"]
+    assert conversation["roles"] == ["<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"]
+    assert (conversation["stop_str"], conversation["sep2"]) == ("<|im_end|>", "<|im_end|>\n")
+    assert "system message" in worker.log
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,75 @@
+"""What FastChat's API server makes of a chat template: exact prompts, or the worker says otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from airflow_arcadia.runtime.fastchat import conversation
+from airflow_arcadia.runtime.fastchat.conversation import Described, describe
+from tests.runtime.fastchat.chat_templates import FAMILIES, Tokenizer
+
+SYSTEM = {"role": "system", "content": "Answer {briefly}."}
+OTHERS = {"name": "of the name"}
+
+
+def chat(turns: int) -> list[dict[str, str]]:
+    messages = []
+    for number in range(turns):
+        messages.append({"role": "user", "content": f"Question {number}?"})
+        messages.append({"role": "assistant", "content": f"Answer {number}."})
+    return messages[:-1]
+
+
+def fastchats_prompt(conv: dict[str, Any], messages: list[dict[str, str]]) -> str:
+    """As ``Conversation.get_prompt`` builds it for this style of separators."""
+    assert conv["sep_style"] == 5
+    system = next((m["content"] for m in messages if m["role"] == "system"), conv["system_message"])
+    text = conv["system_template"].format(system_message=system)
+    rest = [m for m in messages if m["role"] != "system"]
+    for number, message in enumerate(rest):
+        role = conv["roles"][message["role"] == "assistant"]
+        text += role + message["content"] + (conv["sep"], conv["sep2"])[number % 2]
+    return text + conv["roles"][1]
+
+
+@pytest.fixture
+def described(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Described:
+    monkeypatch.setattr(conversation, "_by_name", lambda model: OTHERS)
+    return describe(Tokenizer(FAMILIES[request.param]), request.param)
+
+
+@pytest.mark.parametrize(("family", "described"), [(name, name) for name in FAMILIES], indirect=["described"])
+def test_the_prompts_of_a_family_are_exact_or_it_is_said_that_they_are_not(family: str, described: Described):
+    exact, tokenizer = FAMILIES[family].exact, Tokenizer(FAMILIES[family])
+    assert (described.caveat == "") is (exact == "all")
+    if exact == "none":
+        assert described.conversation == OTHERS
+        assert "of the name" in described.caveat
+        return
+    for turns in (1, 2, 3, 4):
+        for system in ([], [SYSTEM]) if exact == "all" else ([],):
+            messages = [*system, *chat(turns)]
+            try:
+                wanted = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            except ValueError:
+                continue  # the template takes no system message
+            found = fastchats_prompt(described.conversation, messages)
+            # The engine's tokenizer puts the first token there.
+            assert tokenizer.bos_token + found == wanted
+    assert described.conversation["stop_str"] == FAMILIES[family].stop
+
+
+def test_twelve_families_are_in_the_table_and_most_are_exact():
+    assert len(FAMILIES) == 12
+    assert [family.exact for family in FAMILIES.values()].count("none") == 2
+
+
+def test_a_model_without_a_chat_template_gets_fastchats_own_and_it_is_said(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(conversation, "_by_name", lambda model: {"name": model})
+    tokenizer = Tokenizer(FAMILIES["qwen3"])
+    tokenizer.chat_template = None
+    described = describe(tokenizer, "base")
+    assert described.conversation == {"name": "base"}
+    assert "no chat template" in described.caveat
