@@ -67,7 +67,7 @@ up: ## start a local Airflow with the DAGs loaded, and say how to use it
 down: ## end what `make up` started, children included
 	@test ! -x $(BIN)/python || $(BIN)/python -m demo.stack down
 
-bench: setup ## measure against vLLM offline and run-batch; writes benchmarks/results.json
+bench: setup ## measure beside vLLM offline, run-batch and Ray Data LLM; ARGS=throughput for these alone
 	$(BIN)/python -m benchmarks $(ARGS)
 
 lock: ## resolve requirements/*.in again

@@ -1,1 +1,1 @@
-"""What the README's figures come from."""
+"""Measures what a batch costs: ``python -m benchmarks --help``, or ``make bench``."""

@@ -1,36 +1,28 @@
-"""vLLM without us, for comparison: ``LLM.chat`` offline, and ``vllm run-batch``.
+"""vLLM by itself, for comparison: ``LLM.chat`` offline, and ``vllm run-batch``.
 
 Run by the worker's Python: ``python -m benchmarks.vllm_modes MODE MODEL ROWS OUTPUT FLAG…``; the flags are
-the server's own. The engine is built once; each line on standard input runs the batch once more and
-answers with its seconds as JSON.
+the server's own. The engine is loaded once; each line on standard input runs the batch once more and is
+answered with its seconds as JSON.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 import time
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
-
-def answer(value: Any) -> None:
-    """One line for the bench; vLLM's own output goes elsewhere."""
-    print(f"BENCH {json.dumps(value)}", flush=True)
+from benchmarks.peer_protocol import answer, engine_limits
+from benchmarks.workloads import SERVED_NAME, request_bodies
 
 
 def offline(model: str, rows: Path, output: Path, flags: list[str]) -> None:
     """``LLM.chat`` on all rows at once."""
     from vllm import LLM, SamplingParams
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
-    args = EngineArgs.from_cli_args(parser.parse_args(["--model", model, *flags]))
-    llm = LLM(**{name: getattr(args, name) for name in NAMES}, model=model)
-    bodies = [json.loads(line)["body"] for line in rows.read_text().splitlines()]
+    llm = LLM(model=model, **engine_limits(model, flags))
+    bodies = request_bodies(rows)
     messages = [body["messages"] for body in bodies]
     sampling = [
         SamplingParams(
@@ -46,17 +38,6 @@ def offline(model: str, rows: Path, output: Path, flags: list[str]) -> None:
         answer({"seconds": seconds, "tokens": sum(len(d.outputs[0].token_ids) for d in done)})
 
 
-NAMES = (
-    "max_num_seqs",
-    "max_num_batched_tokens",
-    "max_model_len",
-    "enforce_eager",
-    "kv_cache_memory_bytes",
-    "dtype",
-)
-"""The engine limits that all ways share."""
-
-
 def run_batch(model: str, rows: Path, output: Path, flags: list[str]) -> None:
     """``vllm run-batch``, without its start."""
     from vllm.entrypoints.launchers import run_batch as runner
@@ -64,7 +45,7 @@ def run_batch(model: str, rows: Path, output: Path, flags: list[str]) -> None:
     from vllm.usage.usage_lib import UsageContext
 
     sys.argv = ["run-batch", "-i", str(rows), "-o", str(output), "--model", model, *flags]
-    sys.argv += ["--served-model-name", "bench"]
+    sys.argv += ["--served-model-name", SERVED_NAME]
     args: Namespace = runner.parse_args()
 
     async def serve() -> None:

@@ -2,9 +2,10 @@
 """Set up the two environments and the local models, from nothing or from an interrupted try.
 
 ``scripts/environments.py setup`` makes ``.venv`` (Airflow, tests, linters) and ``.venv-worker`` (vLLM, Ray,
-FastChat) from the locks in ``requirements/``; ``--demo`` adds the demo's model. Standard library only:
-nothing else is there yet. An environment's stamp is written last: without one it is made anew, with one
-that no longer fits it is brought up to date, and with a fitting one nothing happens.
+FastChat) from the locks in ``requirements/``; ``--demo`` adds the demo's model. ``ray-data`` makes a folder
+with what Ray Data needs, for the benchmark. Standard library only: nothing else is there yet. An
+environment's stamp is written last: without one it is made anew, with one that no longer fits it is brought
+up to date, and with a fitting one nothing happens.
 """
 
 import argparse
@@ -35,6 +36,8 @@ WORKER = (".venv-worker", "requirements/worker.txt")
 # A folder, and the module (run by the worker's Python) that makes it, whole or not at all.
 TINY_MODEL = ("var/models/tiny-llama", "tests.tiny_model")
 DEMO_MODEL = ("var/models/SmolLM2-135M-Instruct", "demo.model")
+# For the benchmark alone, beside the worker's environment and not in it.
+RAY_DATA = ("var/bench/ray-data", "requirements/ray-data.txt")
 
 PIP_TO_UV = {
     "PIP_INDEX_URL": "UV_DEFAULT_INDEX",
@@ -196,6 +199,20 @@ def make_model(folder, module, env):
     run([python, "-m", module, str(place)], {**env, "TQDM_DISABLE": "1"})
 
 
+def make_folder_of_packages(folder, lock, env):
+    """Install what ``lock`` lists into a folder for ``PYTHONPATH``, unless that was done."""
+    place = ROOT / folder
+    stamp, wanted = place / STAMP, (ROOT / lock).read_text(encoding="utf-8")
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
+        return
+    say(f"{folder}: made from {lock} …")
+    python = str(ROOT / WORKER[0] / "bin/python")
+    remove(place)
+    target = ["--quiet", "--python", python, "--target", str(place), "--no-deps"]
+    run([find_uv(python, env), "pip", "install", *target, "--requirement", str(ROOT / lock)], env)
+    stamp.write_text(wanted, encoding="utf-8")
+
+
 def setup(demo, env):
     """Everything that is missing."""
     python = find_python([env.get("PYTHON"), f"python{WANTED}", "python3", sys.executable])
@@ -257,13 +274,16 @@ def say(text):
 def main():
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("command", choices=["setup", "lock"])
+    parser.add_argument("command", choices=["setup", "lock", "ray-data"])
     parser.add_argument("--demo", action="store_true", help="also make the demo's model")
     options = parser.parse_args()
     env = tool_environment(os.environ)
     try:
         if options.command == "lock":
             lock(env)
+        elif options.command == "ray-data":
+            with only_one():
+                make_folder_of_packages(*RAY_DATA, env)
         else:
             setup(options.demo, env)
     except SetupError as error:
