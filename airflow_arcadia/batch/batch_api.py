@@ -1,6 +1,6 @@
-"""A batch that a worker runs itself (OpenAI's Batch API): submit it, look at it, cancel it.
+"""Client of the batches that a worker runs itself (OpenAI's Batch API): submit, get, cancel.
 
-:func:`judge` decides purely what an answer means; the task and the trigger share it.
+:func:`judge` is a pure decision about what an answer means; the task and the trigger share it.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ _FIELDS_OF_REQUEST = ("input", "output", "model", "parameters")
 
 @dataclass(frozen=True)
 class Running:
-    """It goes on. ``progress`` is None before the first rows."""
+    """The batch is running. ``progress`` is None before the first rows."""
 
     progress: Progress | None
 
 
 @dataclass(frozen=True)
 class Completed:
-    """It is done. ``summary`` is a :class:`~airflow_arcadia.batch.BatchSummary` as a dict."""
+    """The batch is finished. ``summary`` is a :class:`~airflow_arcadia.batch.BatchSummary` as a dict."""
 
     summary: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Ended:
-    """It ended before it was done.
+    """The batch ended before it was finished.
 
     :param what: one sentence.
     """
@@ -49,7 +49,7 @@ State = Running | Completed | Ended
 
 
 def judge(batch: Mapping[str, Any]) -> State:
-    """What the Batch object says."""
+    """The state that a Batch object describes."""
     status = batch.get("status")
     if status == "completed":
         return Completed(batch.get("summary") or {})
@@ -100,7 +100,7 @@ class RemoteBatches:
         return await self._call("GET", f"/{name}")
 
     async def cancel(self, name: str) -> dict[str, Any]:
-        """Ask for its end; what is committed is kept."""
+        """Cancel the batch; committed rows are kept."""
         return await self._call("POST", f"/{name}/cancel", {})
 
     async def _call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
@@ -115,18 +115,18 @@ class RemoteBatches:
                 said = (answer.get("error") or {}).get("message") or f"HTTP {response.status}"
                 raise BatchRefusedError(
                     f"The worker refuses the batch: {said}",
-                    what_to_do="Correct what it names.",
-                    still_running="The worker still runs.",
+                    what_to_do="Correct what the message names.",
+                    still_running="The worker is still running.",
                 )
         except (aiohttp.ClientError, asyncio.TimeoutError, ValueError, AttributeError) as error:
             raise BatchError(
                 f"The worker's batches cannot be read at {self._base}: {error or type(error).__name__}.",
-                what_to_do="See whether the worker lives; a retry finds the batch again.",
-                still_running="The batch may go on there.",
+                what_to_do="Check that the worker is alive; a retry finds the batch again.",
+                still_running="The batch may still be running there.",
             ) from error
 
 
 class BatchRefusedError(BatchError):
-    """The worker answered, and the answer is no."""
+    """The worker refused the batch."""
 
     retryable = False

@@ -1,11 +1,11 @@
-"""Rows in, lines out: the input's forms, and OpenAI's batch output format. Pure.
+"""Parse rows of the input, and write lines in OpenAI's batch output format. Pure.
 
 A row is OpenAI's batch format (``custom_id``, ``method``, ``url``, ``body``) or a short form: an object with
 ``prompt`` (completion), ``messages`` (chat) or ``input`` (embeddings). A short row is its own request body,
 without the envelope's keys ``custom_id``, ``method``, ``url`` and ``metadata``.
 
-Two runs over the same rows must give the same bytes, so what an engine makes up per request (``id``,
-``created``, names of tool calls, how much came from its cache) is replaced by what the row determines.
+Two runs over the same rows must give the same bytes, so values that a server generates per request (``id``,
+``created``, ids of tool calls, how much came from its cache) are replaced by values that the row determines.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _EMBEDDING_PARAMETERS = frozenset(
 """Job-wide parameters an embeddings row takes; the others are about sampling."""
 
 MAX_LINE_BYTES = 64 * 2**20
-"""A longer line becomes an error row: it is a broken file, not a prompt."""
+"""A longer line becomes an error row: it is more likely a broken file than a prompt."""
 
 
 class Request(NamedTuple):
@@ -72,13 +72,13 @@ def complete_body(
     if url == EMBEDDINGS:
         defaults = {key: value for key, value in defaults.items() if key in _EMBEDDING_PARAMETERS}
     elif any(key in body for key in _LENGTH_LIMITS):
-        # Two names of one limit: the engine prefers the newer one, whoever set it.
+        # Two names of one limit: the engine prefers the newer one, even if only the job set it.
         for key in _LENGTH_LIMITS:
             defaults.pop(key, None)
     merged = {**defaults, **body}
     if not merged.get("model"):
         merged["model"] = model
-    # A batch's answer is one object: what asks for a stream is left out.
+    # A batch needs each answer as one object, so that requests for a stream are left out.
     merged.pop("stream", None)
     merged.pop("stream_options", None)
     return merged
@@ -200,7 +200,7 @@ def check_content(url: str, body: Mapping[str, Any]) -> None:
 
 def _normalise(body: dict[str, Any], identity: str) -> dict[str, Any]:
     if "id" in body:
-        # Servers make ids of many forms: none of theirs is kept.
+        # Servers generate ids of many forms; none is kept.
         body["id"] = f"{_id_prefix(body)}-{identity}"
     if "system_fingerprint" in body:
         # The server's version and settings: not what the row determines.

@@ -1,4 +1,4 @@
-"""Refuse bad input before anything starts, and find out where an earlier attempt left off."""
+"""Validate a batch before anything starts, and find the state that an earlier attempt left."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 from airflow_arcadia.batch.input.row_index import Scan, row_count, scan
 from airflow_arcadia.batch.input.row_parser import Shape
-from airflow_arcadia.batch.input.source import Input, check_unchanged, locate
-from airflow_arcadia.batch.output.job import Job, reopen
-from airflow_arcadia.batch.output.manifest import JOB, Identity, Manifest, new_epoch
+from airflow_arcadia.batch.input.source import Input, locate
+from airflow_arcadia.batch.output.job import reopen
+from airflow_arcadia.batch.output.manifest import Identity, Manifest, new_epoch
 from airflow_arcadia.batch.output.paths import Place, place_of
 from airflow_arcadia.batch.spec import NO_ROW_SENT, BatchSpec, BatchSummary
 from airflow_arcadia.batch.storage import (
@@ -62,7 +62,7 @@ class Ready:
 
 
 def check_input(spec: BatchSpec) -> int:
-    """Prove input and output usable without an engine, and count the rows.
+    """Validate input and output without an engine, and count the rows.
 
     Every row is read, and the first ones are made into requests; one that cannot be sent becomes an error
     row later and is not an error here unless none of the first can be. Nothing is left behind.
@@ -94,35 +94,13 @@ def finished_summary(spec: BatchSpec) -> BatchSummary | None:
 
 
 def prepare(spec: BatchSpec) -> Finished | Ready:
-    """Check everything :func:`check_input` checks, and note where the rows are unless that is known."""
+    """Validate as :func:`check_input` does, and index the rows unless an earlier attempt did."""
     with explained(f"The output {shown(spec.output)}", NO_ROW_SENT):
         for _ in range(_RACES - 1):
             # Another attempt may finish the batch, and remove the folder, at any moment.
             with contextlib.suppress(FileNotFoundError):
                 return _prepare(spec)
         return _prepare(spec)
-
-
-def claim(spec: BatchSpec, ready: Ready, model: str) -> Job | Finished:
-    """Take over the batch's folder, once the model is known.
-
-    :return: the result instead when another attempt finished the batch meanwhile.
-
-    Raises :class:`BatchInputError` where the model or, meanwhile, something else changed.
-    """
-    identity = Identity.of(spec, ready.manifest.digest, model)
-    if finished := _finished_meanwhile(spec, ready, identity):
-        return finished
-    try:
-        return _claim(spec, ready, identity)
-    except FileNotFoundError as error:
-        if finished := _finished_meanwhile(spec, ready, identity):
-            return finished
-        raise BatchError(
-            f"The folder {ready.place.parts.uri} was removed while the batch began.",
-            what_to_do="Run the batch again, and no other one on the same output.",
-            still_running=NO_ROW_SENT,
-        ) from error
 
 
 def _prepare(spec: BatchSpec) -> Finished | Ready:
@@ -160,45 +138,6 @@ def _locate(spec: BatchSpec) -> tuple[Input, Place]:
     return source, place_of(spec)
 
 
-def _finished_meanwhile(spec: BatchSpec, ready: Ready, identity: Identity) -> Finished | None:
-    """The result of another attempt that finished the batch since :func:`prepare` looked."""
-    place = ready.place
-    finished = place.finished()
-    if finished is None or finished[1].epoch == ready.replaces or not place.folder.exists(place.name):
-        return None
-    if different := finished[1].identity.differences(identity):
-        _refuse_change(spec, place, different, finished=True)
-        return None
-    return Finished(*finished)
-
-
-def _claim(spec: BatchSpec, ready: Ready, identity: Identity) -> Job:
-    place = ready.place
-    written = Manifest.read(place.parts)
-    if written is not None and written.identity != identity:
-        _refuse_change(spec, place, written.identity.differences(identity))
-        written = None
-    epoch = written.epoch if written is not None else new_epoch()
-    manifest = replace(ready.manifest, identity=identity, epoch=epoch)
-    job = Job.claim(place.parts, manifest, lambda: check_unchanged(ready.source))
-    if written is None:
-        with place.parts.locked():
-            job.check_token()
-            manifest.write(place.parts)
-    _remove_foreign(place, manifest, of_another_job=written is None)
-    return job
-
-
-def _remove_foreign(place: Place, manifest: Manifest, *, of_another_job: bool) -> None:
-    """Remove what is left of another input, and on a new begin everything that is not this attempt's."""
-    mine = {manifest.index, manifest.copy, manifest.order, JOB}
-    derived = ("index-", "rows-", "order-")
-    names = [name for name in place.parts.sizes() if name not in mine and not name.startswith("attempt-")]
-    place.parts.each(
-        place.parts.remove, [name for name in names if of_another_job or name.startswith(derived)]
-    )
-
-
 def _open_again(place: Place, finished: Finished) -> Manifest:
     manifest = replace(finished.manifest, epoch=new_epoch())
     reopen(place.parts, manifest, finished.summary, place.folder.fetch(place.name))
@@ -216,7 +155,7 @@ def _scan(spec: BatchSpec, place: Place, source: Input, earlier: Manifest | None
         identity = Identity.of(spec, found.digest, spec.model)
         manifest = Manifest(identity, found.rows, found.digest, source.stamp, spec.limit)
         if copy is not None:
-            # The copy stays on this machine: it is of no use to another.
+            # The copy stays on this machine: another one makes its own.
             os.replace(copy, parts.work / manifest.copy)
         parts.publish(index, manifest.index)
     except BatchInputError:
@@ -231,7 +170,7 @@ def _scan(spec: BatchSpec, place: Place, source: Input, earlier: Manifest | None
 
 
 def _earlier(spec: BatchSpec, place: Place, source: Input) -> Manifest | Finished | None:
-    """What an earlier attempt left: its result, its manifest, or nothing."""
+    """The result or the manifest that an earlier attempt left; None without one."""
     manifest = Manifest.read(place.parts)
     if manifest is not None or spec.overwrite:
         return manifest
@@ -247,7 +186,7 @@ def _earlier(spec: BatchSpec, place: Place, source: Input) -> Manifest | Finishe
         digest = scan(source, None, None, spec).digest
     identity = Identity.of(spec, digest, spec.model)
     if different := written.identity.differences(identity):
-        _refuse_change(spec, place, different, finished=True)
+        refuse_change(spec, place, different, finished=True)
         return None
     return Finished(summary, written)
 
@@ -268,17 +207,18 @@ def _compare(spec: BatchSpec, place: Place, digest: str, model: str, earlier: Ma
         return
     different = earlier.identity.differences(Identity.of(spec, digest, model))
     if different:
-        _refuse_change(spec, place, different)
+        refuse_change(spec, place, different)
 
 
-def _refuse_change(spec: BatchSpec, place: Place, different: list[str], *, finished: bool = False) -> None:
+def refuse_change(spec: BatchSpec, place: Place, different: list[str], *, finished: bool = False) -> None:
+    """Raise :class:`BatchInputError` unless the spec allows to replace what another job wrote."""
     if spec.on_change == "restart" or spec.overwrite:
         return
     state = "was answered" if finished else "is partly answered"
     raise BatchInputError(
         f"The output {place.uri} {state} for another {', '.join(different)}.",
-        what_to_do="Choose another output, or set on_change='restart' to begin again.",
-        still_running=f"What was committed is kept in {place.folder.uri if finished else place.parts.uri}.",
+        what_to_do="Choose another output, or set on_change='restart' to start over.",
+        still_running=f"Committed rows are kept in {place.folder.uri if finished else place.parts.uri}.",
     )
 
 
@@ -298,8 +238,8 @@ def _index_ready(place: Place, source: Input, manifest: Manifest) -> bool:
 def _log_duplicates(spec: BatchSpec, found: Scan) -> None:
     if found.duplicate_ids:
         log.warning(
-            "%s: %d rows have the custom_id of a row before them; each is answered, and the output's order "
-            "tells them apart",
+            "%s: %d rows repeat the custom_id of an earlier row; each is answered, and only the output's "
+            "order distinguishes them",
             shown(spec.input),
             found.duplicate_ids,
         )

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from airflow_arcadia.batch.claim import claim
 from airflow_arcadia.batch.failure_budget import exceeded, too_many_failed
 from airflow_arcadia.batch.input.ordering import order_ready, read_order, write_order
 from airflow_arcadia.batch.input.row_index import Rows
@@ -20,7 +21,7 @@ from airflow_arcadia.batch.output.job import Job
 from airflow_arcadia.batch.output.merge import finalise, summarise
 from airflow_arcadia.batch.output.suspect_notes import SuspectNotes, read_suspects
 from airflow_arcadia.batch.output.writer import SegmentWriter
-from airflow_arcadia.batch.prepare import Finished, Ready, claim, prepare
+from airflow_arcadia.batch.prepare import Finished, Ready, prepare
 from airflow_arcadia.batch.progress import Meter, Progress
 from airflow_arcadia.batch.row_queue import RowQueue
 from airflow_arcadia.batch.sender import Sender

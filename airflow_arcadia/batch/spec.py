@@ -53,13 +53,13 @@ class BatchSpec:
     :param retry_cap_s: most seconds between two repetitions of a row.
     :param request_timeout_s: seconds one answer may take.
     :param hang_timeout_s: seconds without a generated token, while rows are in flight, after which an engine
-        counts as hung; told by its ``/metrics``. 0 does not look.
+        counts as hung, as its ``/metrics`` tells; 0 switches the check off.
     :param endpoint_timeout_s: seconds without an answer of any endpoint after which the batch ends.
     :param max_failed_rows: stop when more rows than this have failed.
     :param max_failed_fraction: the same as a share of all rows, 0 to 1. With neither, the batch stops when
         the first 100 rows, or all of a shorter one, have failed; 1 never stops.
-    :param overwrite: replace an output that exists, whosever it is, and begin an unfinished one of another
-        input, model or parameters anew. An unfinished one of the same is gone on with.
+    :param overwrite: replace an existing output, whether or not a batch wrote it, and restart an unfinished
+        batch that had another input, model or parameters. An unfinished batch that had the same is resumed.
     :param on_change: what to do when an earlier attempt on this output had another input, model or
         parameters: ``"fail"``, or ``"restart"`` from nothing.
     :param retry_failed_only: send the rows that failed before once more, and keep all other answers.
@@ -142,7 +142,7 @@ class BatchSpec:
         """How many of so many rows may fail; None: all."""
         if self.max_failed_fraction is None:
             return self.max_failed_rows
-        # 0.29 of 100 rows are 28.999… in binary, and 29 to whoever wrote it.
+        # 0.29 * 100 is 28.999… in binary floating point, and was meant as 29.
         share = math.floor(self.max_failed_fraction * rows + 1e-6)
         return share if self.max_failed_rows is None else min(share, self.max_failed_rows)
 

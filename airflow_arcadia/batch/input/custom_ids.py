@@ -1,4 +1,4 @@
-"""How many rows share their ``custom_id`` with a row before them, in bounded memory."""
+"""Count the rows that repeat the ``custom_id`` of an earlier row, in bounded memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In which order rows are sent: those that begin alike together, those that may run long first.
+"""The order in which rows are sent: rows with a common prefix together, rows that may run long first.
 
 An engine's prefix cache serves a row whose beginning it has just computed. Rows are sorted by hashes of ever
 longer beginnings of their text, so that rows with the longest common beginning end up side by side, without
@@ -29,13 +29,13 @@ _KEY = struct.Struct(f">B{len(LENGTHS)}HI")
 _RUN_ROWS = 16384
 """Rows sorted in memory at once: about 2 MiB."""
 _UNKNOWN_LENGTH = 0
-"""Class of rows without a limit: they may run longest."""
+"""Class of rows without a limit, which may run longest."""
 
 
 def sort_key(request: Request | RowError, row: int) -> bytes:
     """The row's key: rows are sent in the order of their keys."""
     if isinstance(request, RowError):
-        # Not sent at all: last.
+        # It is not sent at all, so it comes last.
         return _KEY.pack(255, *[0] * len(LENGTHS), row)
     text = _text(request.body)
     hashes = [0] * len(LENGTHS)
@@ -87,7 +87,7 @@ def read_order(path: Path) -> Iterator[int]:
 
 
 def order_ready(path: Path, rows: int) -> bool:
-    """Whether the order is there and whole."""
+    """Whether the order exists and is complete."""
     try:
         return path.stat().st_size == 4 * rows
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The input's rows: counted and proven readable once, then read by number in any order.
+"""Index the rows of the input in one pass, then read them by number in any order.
 
 The scan notes where each row starts and a checksum of it (12 bytes a row, in a file); reading a row is one
 ``pread`` of that file and one of the input, so that memory does not grow with the batch. Input that is not a
@@ -44,7 +44,7 @@ class Scan:
 
 
 def scan(source: Input, index: Path | None, copy: Path | None, spec: BatchSpec) -> Scan:
-    """Read the input once: every row must be UTF-8 (whether it can be sent is said row by row later).
+    """Read the input once: every row must be UTF-8 (whether it can be sent is decided row by row later).
 
     :param index: where to write the index; None only checks.
     :param copy: where to copy the rows to; None leaves them where they are.

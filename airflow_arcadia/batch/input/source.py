@@ -1,4 +1,4 @@
-"""The input: where it is, which format it has, and its bytes as lines."""
+"""Locate the input, tell its format, and read it as lines."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def is_table(spec: BatchSpec) -> bool:
 
 
 class InputChanged(BatchInputError):
-    """The input is no longer what was scanned. Another attempt reads it anew."""
+    """The input changed after it was scanned. Another attempt scans it again."""
 
     retryable = True
 
@@ -82,7 +82,7 @@ def locate(spec: BatchSpec) -> Input:
     try:
         info = fs.info(path)
     except FileNotFoundError as error:
-        # fsspec's http says so of a server that is down, too.
+        # fsspec's HTTP file system raises this for a server that is down, too.
         if error.__cause__ is not None and getattr(error.__cause__, "status", 503) >= 500:
             raise BatchError(
                 f"The input {uri} cannot be reached: {error.__cause__}.",
@@ -96,7 +96,7 @@ def locate(spec: BatchSpec) -> Input:
         raise BatchInputError(
             f"The input {uri} is a folder.", what_to_do="Name one file.", still_running=NO_ROW_SENT
         )
-    # A server need not say the size: that is known when it was read.
+    # A server need not tell the size: whether there are rows is known after reading.
     if info.get("size") == 0:
         raise empty(uri)
     file = Path(path) if is_local(fs) else None
@@ -117,12 +117,12 @@ def check_unchanged(source: Input) -> None:
 
 
 def input_changed(uri: str) -> InputChanged:
-    """The error for rows that are no longer what was scanned."""
+    """The error for rows that differ from what was scanned."""
     return InputChanged(
         f"The input {uri} changed while its rows were answered.",
-        what_to_do="Run the batch again: it goes on if the content is what it was, and needs "
-        "on_change='restart' if not. Write a new input under a temporary name and rename it.",
-        still_running="What was committed before is kept.",
+        what_to_do="Run the batch again: it resumes if the content is the same as before, else it needs "
+        "on_change='restart'. Write new input under a temporary name and rename it.",
+        still_running="Rows committed before the change are kept.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Read zstd strictly: a file that ends within a frame is an error, not its end."""
+"""Read zstd, and refuse a file that was cut off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A batch's place on storage: which attempt may write, and which rows are done.
+"""The folder of an unfinished batch: which attempt may commit, and which rows are done.
 
 Beside the output lies the hidden folder ``.<name>.parts``:
 
@@ -8,11 +8,11 @@ Beside the output lies the hidden folder ``.<name>.parts``:
   :mod:`~airflow_arcadia.batch.input.row_index`,
 - ``order-<digest>``: the order to send the rows in, unless it is the input's,
 - ``attempt-<token>.json``: one per attempt; the highest token is the only one that may commit. It lists what
-  it found committed, so that a late segment of an attempt before it never counts,
+  it found committed, so that a segment which an earlier attempt commits afterwards never counts,
 - ``seg-<token>-<nonce>-<number>``: committed rows.
 
-The token is the fencing token. It only rises while the folder is there; the nonce tells attempts apart that
-got the same one, because the folder was removed in between or because the store ignores the condition of
+The token is the fencing token. It only increases while the folder exists; the nonce distinguishes attempts
+that got the same token because the folder was removed in between, or because the store ignores the condition
 "write only if absent".
 """
 
@@ -41,7 +41,7 @@ _REOPENED_ROWS = 4096
 
 
 class Superseded(BatchError):
-    """A later attempt has taken over: this one may not commit any more."""
+    """Another attempt has claimed the batch, so that this one may not commit any more."""
 
     retryable = False
 
@@ -70,7 +70,7 @@ class Attempt:
 
 
 class Job:
-    """An attempt's hold on the folder of a batch.
+    """One attempt at a batch, which has claimed the batch's folder.
 
     :param check_input: raises when the rows are no longer those that were scanned; called before each
         commit.
@@ -89,7 +89,7 @@ class Job:
         self.check_input = check_input
         self.row_key = manifest.identity.row_key
         self.states = bytearray(manifest.rows)
-        """Per row: 0 to do, 1 answered, 2 an error row."""
+        """Per row: 0 pending, 1 answered, 2 error row."""
         self.counts = Counts()
         self._segments: dict[str, int] = {}
         """Name → bytes of every segment that counts, oldest first."""
@@ -98,14 +98,14 @@ class Job:
 
     @classmethod
     def claim(cls, folder: Folder, manifest: Manifest, check_input: Callable[[], None] = lambda: None) -> Job:
-        """Take over the folder: from now on no earlier attempt can commit.
+        """Claim the folder: from now on no earlier attempt can commit.
 
         Committed rows are kept if they were committed for the same epoch of the manifest.
         """
         if not folder.is_exclusive():
             log.warning(
-                "%s cannot write a file only if it is absent: if two attempts start in the same moment, "
-                "the one that claims the folder last goes on",
+                "%s cannot write a file only if it is absent: if two attempts start at the same moment, "
+                "the one that claims the folder last continues and the other one ends",
                 folder.uri,
             )
         while True:
@@ -120,16 +120,16 @@ class Job:
 
     @property
     def done(self) -> int:
-        """Rows that need no more work."""
+        """Number of rows that are answered or failed for good."""
         return self.counts.ok + self.counts.failed
 
     def reopen_failed(self) -> None:
-        """Make error rows rows to do again."""
+        """Mark error rows as pending again."""
         self.states = self.states.replace(b"\2", b"\0")
         self.counts.failed = 0
 
     def pending(self, rows: Iterable[int] | None = None) -> Iterator[int]:
-        """Rows to do, in the order of ``rows``: that of the input unless one is given."""
+        """Numbers of the pending rows, in the order of ``rows``; without one, in that of the input."""
         if rows is not None:
             states = self.states
             yield from (row for row in rows if not states[row])
@@ -175,7 +175,7 @@ class Job:
         yield from zip(names, self.folder.each(self.folder.fetch, names), strict=True)
 
     def committed(self) -> int:
-        """Rows in segments that count: those a next attempt will find done."""
+        """Number of rows in committed segments, which the next attempt will find done."""
         found = bytearray(self.manifest.rows)
         for _, footer in self._footers():
             for row in footer.rows if footer is not None else ():
@@ -183,7 +183,7 @@ class Job:
         return found.count(1)
 
     def forget(self, segment: str) -> None:
-        """Drop a damaged segment: its rows are to do again."""
+        """Drop a damaged segment; its rows are pending again."""
         self.folder.remove(segment)
         del self._segments[segment]
         self._recount()
@@ -196,7 +196,7 @@ class Job:
             series, number = _segment_series(name)
             if number <= self.attempt.adopted.get(series, 0):
                 self._segments[name] = size
-            else:
+            elif series < self.attempt.series:
                 # Committed for another job, or by an attempt that had lost its claim.
                 late.append(name)
         self.folder.each(self.folder.remove, late)
@@ -208,7 +208,7 @@ class Job:
         states = self.states
         for name, footer in self._footers():
             if footer is None:
-                # Torn, so never whole: its rows are to do.
+                # Torn: its rows are pending.
                 self.folder.remove(name)
                 del self._segments[name]
                 continue
@@ -233,20 +233,20 @@ class Job:
         return list(zip(names, self.folder.each(read, names), strict=True))
 
     def _holds(self) -> bool:
-        """Whether the file of this attempt's token is its own."""
+        """Whether this attempt wrote the file of its token."""
         found = _read_attempt(self.folder, self.attempt.token)
         return found is not None and found.nonce == self.attempt.nonce
 
     def _superseded(self) -> Superseded:
         return Superseded(
             f"Attempt {self.attempt.token} at this batch was superseded by another one.",
-            what_to_do="Leave it to the other attempt; what this one committed before it began may count.",
-            still_running="The other attempt goes on, or has finished the batch.",
+            what_to_do="Wait for the other attempt; make sure that only one task writes this output.",
+            still_running="The other attempt is running, or has finished the batch.",
         )
 
 
 def reopen(parts: Folder, manifest: Manifest, summary: BatchSummary, output: Path) -> None:
-    """Fill the folder with a finished output's rows as committed segments, and its manifest last.
+    """Turn a finished batch into an unfinished one: commit the output's rows, then write the manifest.
 
     :param output: a local copy of the finished output.
 

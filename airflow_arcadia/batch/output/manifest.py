@@ -1,4 +1,4 @@
-"""What a batch's folder belongs to: which input, model and parameters, and where its rows are."""
+"""The manifest of a batch's folder: its input, model and parameters, and the names of derived files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ JOB = "job.json"
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes two batches the same one. Empty ``model``: not known yet."""
+    """Two batches are the same if these are equal. An empty ``model`` is not known yet."""
 
     input: str
     model: str
@@ -44,7 +44,7 @@ class Identity:
 
     @property
     def row_key(self) -> bytes:
-        """Key of the rows' ids: what they depend on beside place and content."""
+        """Key of the rows' ids: what they depend on besides position and content."""
         return hashlib.blake2b(f"{self.model}\0{self.parameters}".encode(), digest_size=16).digest()
 
 
@@ -53,7 +53,7 @@ class Manifest:
     """``job.json``.
 
     :param stamp: of the input when it was scanned; while it is the same the input is not read again.
-    :param epoch: random, new each time the folder is begun from nothing: segments of another one never count.
+    :param epoch: random, new at each start from nothing: segments of another epoch never count.
     """
 
     identity: Identity
@@ -93,7 +93,7 @@ class Manifest:
 
     @property
     def _key(self) -> str:
-        # Of the content they belong to: with another input's they would give other rows' answers.
+        # Derived files carry the digest of their input: used with another one, they would mix up rows.
         return self.identity.input
 
 

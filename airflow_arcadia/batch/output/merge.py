@@ -29,10 +29,9 @@ _MOST_WINDOWS = 32
 def finalise(place: Place, job: Job, summary: BatchSummary, *, keep_segments: bool) -> list[str]:
     """Publish output, errors and summary, then remove the parts.
 
-    Whatever ends this half-way, doing it again gives the same files: the summary comes last, and the parts
-    are removed only after it.
+    Idempotent: the summary is written last, and the parts are removed only after it.
 
-    :return: damaged segments, by name. Unless there is none, nothing was published and their rows are to do.
+    :return: damaged segments, by name. If there are any, nothing was published and their rows are pending.
     """
     output, errors = temporary_path(job.folder, "output"), temporary_path(job.folder, "errors")
     try:
@@ -50,7 +49,7 @@ def finalise(place: Place, job: Job, summary: BatchSummary, *, keep_segments: bo
     finally:
         output.unlink(missing_ok=True)
         errors.unlink(missing_ok=True)
-    # Without its manifest the folder is no unfinished batch any more, however far its removal gets.
+    # Without a manifest it no longer counts as an unfinished batch, even if its removal is interrupted.
     job.folder.remove(JOB)
     if not keep_segments:
         job.folder.remove_all()
@@ -85,7 +84,7 @@ def summarise(place: Place, job: Job, spec: BatchSpec, resumed: int) -> BatchSum
 
 
 def _merge(job: Job, output: Path, errors: Path) -> list[str]:
-    """Write both files; the damaged segments that keep it from that."""
+    """Write both files, and return the damaged segments that made that impossible."""
     segments = list(job.segments())
     paths = [path for _, path in segments]
     rows = job.manifest.rows
@@ -99,7 +98,7 @@ def _merge(job: Job, output: Path, errors: Path) -> list[str]:
                     if location == _NOWHERE:
                         raise BatchError(
                             f"Row {row + 1} is missing from the committed segments.",
-                            what_to_do="Run the batch again: it answers what is missing.",
+                            what_to_do="Run the batch again: it answers the missing rows.",
                             still_running=f"All other rows are kept in {job.folder.uri}.",
                         )
                     line = reader.read(location >> _SEGMENT_BITS, location & _OFFSET_MASK)

@@ -1,4 +1,4 @@
-"""Where a batch's files are: the output, what lies beside it, and the folder of an unfinished batch."""
+"""Paths of a batch's files: the output, the files beside it, and the folder of an unfinished batch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Place:
         return f"{self.name}.summary.json"
 
     def finished(self) -> tuple[BatchSummary, Manifest] | None:
-        """What a finished batch wrote as its summary; None when there is none, or it is another's file."""
+        """The summary and manifest of a finished batch; None without one, and for a foreign file."""
         try:
             raw: dict[str, Any] = orjson.loads(self.folder.read(self.summary))
             job = raw["job"]
@@ -53,14 +53,14 @@ def place_of(spec: BatchSpec) -> Place:
     one of the files would replace the input."""
     fs, path = resolve(spec.output)
     if is_local(fs):
-        # What a symbolic link points to is written, not the link replaced.
+        # Write to the target of a symbolic link instead of replacing the link.
         path = os.path.realpath(path) if not path.endswith("/") else path
     parent, _, name = path.rpartition("/")
     if not name or path.endswith("/") or spec.output.endswith("/") or (is_local(fs) and os.path.isdir(path)):
         raise _refuse(f"The output {shown(spec.output)} is a folder.", "Name a file.")
     if len(name.encode()) > _LONGEST_NAME:
         raise _refuse(f"The output's name {name} has more than {_LONGEST_NAME} bytes.", "Use a shorter name.")
-    # In messages only: a path of the file system need not say which host it is on.
+    # For messages only: a path within a file system does not name the host.
     where = path.rpartition("/")[0] if is_local(fs) else shown(spec.output).rpartition("/")[0]
     hidden = f".{name}.parts"
     place = Place(

@@ -1,8 +1,8 @@
-"""Segments: answered rows, committed together. A segment that is there is its own checkpoint.
+"""Segments: answered rows that are committed together. A committed segment is its own checkpoint.
 
 A segment is a log of frames (length and CRC-32, then a line of the output) and a footer with the row numbers
-and where each frame starts. Whoever resumes reads footers only; a segment whose footer is not whole counts
-as absent.
+and where each frame starts. An attempt that resumes reads footers only; a segment whose footer is incomplete
+counts as absent.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Footer:
 
 
 class DamagedSegment(Exception):
-    """A frame is not what was written.
+    """A frame differs from what was written.
 
     :param path: the segment.
     """

@@ -1,7 +1,7 @@
-"""What storage libraries raise, as errors that say what to do.
+"""Translate errors of storage libraries into errors that say what to do.
 
 fsspec's file systems raise whatever their own libraries do (botocore, ftplib, azure, paramiko …), so that the
-kind of failure is told by well-known types, errno, and the names of the classes.
+kind of failure is recognised by well-known types, errno, and names of classes.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ def explain(error: BaseException, what: str, still_running: str = "") -> Arcadia
     if isinstance(error, ConnectionError) or _is_named(error, _CONNECTION):
         return BatchError(
             f"{what} cannot be reached: {told}.",
-            what_to_do="Check the network and the storage's address; another attempt goes on from here.",
+            what_to_do="Check the network and the storage's address; another attempt resumes from here.",
             still_running=still_running,
         )
     return BatchError(
         f"{what} cannot be used: {type(error).__name__}: {told}.",
-        what_to_do="Correct what it names; another attempt goes on from here.",
+        what_to_do="Correct what the message names; another attempt resumes from here.",
         still_running=still_running,
     )
 
 
 def _refusal(error: BaseException, told: str) -> tuple[str, str] | None:
-    """What is wrong and what to do, for an error that no further attempt mends."""
+    """What is wrong and what to do, for an error that another attempt cannot fix."""
     number = error.errno if isinstance(error, OSError) else None
     if _is_named(error, _CREDENTIALS) or told.startswith("530 "):
         return (

@@ -262,7 +262,7 @@ def test_rows_that_share_a_custom_id_are_said(
 ):
     rows = [{"custom_id": "a", "prompt": "1"}, {"custom_id": "a", "prompt": "2"}, {"prompt": "3"}]
     check_input(BatchSpec(write_rows(*rows, {"custom_id": "row-3", "prompt": "4"}), output, ""))
-    assert "2 rows have the custom_id of a row before them" in caplog.text
+    assert "2 rows repeat the custom_id of an earlier row" in caplog.text
     caplog.clear()
     check_input(BatchSpec(write_rows(*rows[1:]), output, ""))
     assert not caplog.text

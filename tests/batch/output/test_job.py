@@ -1,5 +1,6 @@
 """Segments are the checkpoint, and only the last attempt may commit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,27 @@ def test_a_late_segment_of_an_earlier_attempt_never_counts(tmp_path: Path):
     third = Job.claim(folder_in(tmp_path), MANIFEST)
     assert list(third.pending()) == [1, 3, 4, 5]
     assert not late.exists()
+
+
+def test_an_attempt_that_is_slow_to_begin_leaves_the_segments_of_a_later_one_alone(tmp_path: Path):
+    folder = folder_in(tmp_path)
+    slow = Job.claim(folder, MANIFEST)
+    later = Job.claim(folder, replace(MANIFEST, epoch="another"))
+    later.commit(buffer_of(0, 1))
+    # As if it had claimed before and looked for segments only now.
+    Job(folder, MANIFEST, slow.attempt)
+    assert list(Job.claim(folder, later.manifest).pending()) == [2, 3, 4, 5]
+
+
+def test_segments_of_another_epoch_never_count_and_tokens_only_rise(tmp_path: Path):
+    folder = folder_in(tmp_path)
+    old = Job.claim(folder, MANIFEST)
+    old.commit(buffer_of(0, 1))
+    new = Job.claim(folder, replace(MANIFEST, epoch="another"))
+    assert (new.done, new.attempt.token, new.attempt.number) == (0, 2, 1)
+    assert not list(tmp_path.glob(f"seg-{old.attempt.series}-*"))
+    again = Job.claim(folder, new.manifest)
+    assert (again.attempt.token, again.attempt.number) == (3, 2)
 
 
 @pytest.mark.parametrize("torn", [1, 5, 40, 200])
