@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.launchers.arcadia_worker.launcher import CustomResourceLauncher
@@ -50,7 +50,7 @@ class LaunchRequest:
     num_gpus: Any = 1
     ray: Mapping[str, Any] | None = None
     served_model_name: str = ""
-    launcher: str | None = None
+    launcher: Literal["process", "pod", "custom_resource"] | None = None
     engine: Mapping[str, Any] | None = None
     pod: Mapping[str, Any] | None = None
     custom_resource: Mapping[str, Any] | None = None

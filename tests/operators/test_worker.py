@@ -12,6 +12,8 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_arcadia.exceptions import ArcadiaConfigError, LeaseError
+from airflow_arcadia.launchers.arcadia_worker.settings import WorkerResourceSettings
+from airflow_arcadia.launchers.pod.settings import PodSettings
 from airflow_arcadia.lease import Lease, Owned
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.operators._launcher import LaunchRequest
@@ -55,6 +57,7 @@ LITERALS: list[tuple[dict[str, Any], str]] = [
     ({"num_gpus": 0}, "NUMBER_GPUS is 0"),
     ({"num_gpus": -2}, "NUMBER_GPUS is -2"),
     ({"num_gpus": ""}, "NUMBER_GPUS is ''"),
+    ({"launcher": "ship"}, "launcher is 'ship'. Use 'process', 'pod' or 'custom_resource'"),
     ({"port": 70000}, "port is 70000"),
     ({"startup_timeout": 0}, "startup_timeout is 0. Set it to above 0"),
     ({"engine": {"max_num_seqs": "many"}}, "engine.max_num_seqs is 'many', not a whole number"),
@@ -121,6 +124,38 @@ def test_values_rendered_as_text_reach_the_worker_typed(lease: Lease):
     assert spec.system_args == ("--seed", "1")
 
 
+@pytest.mark.parametrize("as_json", [False, True], ids=["values", "the whole mapping"])
+def test_pod_and_custom_resource_rendered_as_text_are_read_typed(as_json: bool):
+    pod = {
+        "image": "{{ params.image }}",
+        "run_as_user": "{{ params.user }}",
+        "tolerations": "{{ params.gpu | tojson }}",
+    }
+    resource = {"existing": "{{ params.existing }}", "name": "w", "ray_cluster_index": "{{ params.index }}"}
+    operator = ArcadiaLaunchWorkerOperator(
+        task_id="launch",
+        lease="l",
+        model="m",
+        pod="{{ params.pod | tojson }}" if as_json else pod,  # type: ignore[arg-type]
+        custom_resource="{{ params.resource | tojson }}" if as_json else resource,  # type: ignore[arg-type]
+    )
+    params: dict[str, Any] = {"image": "worker:1", "user": 1001, "gpu": [{"key": "gpu"}]}
+    params |= {"existing": False, "index": 1}
+    params["pod"] = {"image": "worker:1", "run_as_user": 1001, "tolerations": [{"key": "gpu"}]}
+    params["resource"] = {"existing": False, "name": "w", "ray_cluster_index": 1}
+    operator.render_template_fields({"params": params})  # type: ignore[arg-type]
+    settings = PodSettings.parse(operator.pod)
+    assert (settings.image, settings.run_as_user, settings.tolerations) == (
+        "worker:1",
+        1001,
+        [{"key": "gpu"}],
+    )
+    worker = WorkerResourceSettings.parse(operator.custom_resource)
+    assert (worker.existing, worker.kept, worker.name, worker.ray_cluster_index) == (False, False, "w", 1)
+    request = LaunchRequest.of(operator)
+    assert (request.pod or {})["image"] == "worker:1"
+
+
 def test_a_literal_duration_that_is_not_valid_is_an_error_of_the_dag():
     with pytest.raises(ArcadiaConfigError, match="lease_duration is 'long'"):
         ArcadiaReserveWorkerOperator(task_id="reserve", lease_duration="long")
@@ -164,7 +199,7 @@ def test_a_port_that_is_taken_is_named_with_its_holder(lease: Lease):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"launcher": "ship"}, "no launcher 'ship'"),
+        ({"launcher": "pod"}, "no launcher 'pod' for connection"),
         ({"arcadia_conn_id": "nowhere"}, "no connection 'nowhere'"),
     ],
 )
