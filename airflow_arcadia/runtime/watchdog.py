@@ -96,29 +96,38 @@ class Watchdog:
             self._process.wait()
 
 
-def clean_up(lease: str, owned: str, shm_record: Path | None, own_pid: int) -> list[str]:
-    """End all processes with that mark but this one, and remove their shared memory.
+class Cleanup:
+    """Ends all processes with a mark but this one, and removes their shared memory.
 
-    Returns what is left, as text.
+    :param shm_record: file that lists the engine's shared memory.
     """
-    memory = EngineSharedMemory(shm_record)
-    marked = [process for process in find_marked(lease, owned) if process.pid != own_pid]
-    memory.look(marked)
-    trackers = [process for process in marked if _is_tracker(process)]
-    for process in marked:
-        if process not in trackers:
-            _kill(process)
-    # They remove the queues and semaphores of an engine that was killed, once its last process is gone.
-    _, slow = psutil.wait_procs(trackers, timeout=_TRACKER_WAIT_S)
-    for process in slow:
-        _kill(process)
-    deadline = time.monotonic() + _KILL_WAIT_S
-    while (left := _others(lease, owned, own_pid)) and time.monotonic() < deadline:
-        # One may have started another before it was killed itself.
-        for process in left:
-            _kill(process)
-        time.sleep(_POLL_S)
-    return [f"process {process.pid}" for process in left] + memory.remove()
+
+    def __init__(self, lease: str, owned: str, shm_record: Path | None) -> None:
+        self._lease, self._owned = lease, owned
+        self._memory = EngineSharedMemory(shm_record)
+
+    def kill(self) -> None:
+        """SIGKILL to the server, the engine and whatever else is theirs: the GPUs come first."""
+        marked = self._marked()
+        self._memory.look(marked)
+        for process in marked:
+            if not _is_tracker(process):
+                _kill(process)
+
+    def finish(self) -> list[str]:
+        """Wait until all of them are gone, and remove their shared memory; what is left, as text."""
+        # Trackers remove the queues and semaphores of a killed engine once its last process is gone.
+        psutil.wait_procs(filter(_is_tracker, self._marked()), timeout=_TRACKER_WAIT_S)
+        deadline = time.monotonic() + _KILL_WAIT_S
+        while (left := self._marked()) and time.monotonic() < deadline:
+            # One may have started another before it was killed itself.
+            for process in left:
+                _kill(process)
+            time.sleep(_POLL_S)
+        return [f"process {process.pid}" for process in left] + self._memory.remove()
+
+    def _marked(self) -> list[psutil.Process]:
+        return [p for p in find_marked(self._lease, self._owned) if p.pid != os.getpid()]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -135,9 +144,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sys.stdin.buffer.read() == _DONE:
         return 0
     say(f"stopping: the supervisor, process {options.supervisor}, was killed")
-    left = clean_up(os.environ[LEASE_VARIABLE], os.environ[OWNED_VARIABLE], options.shm_record, os.getpid())
+    cleanup = Cleanup(os.environ[LEASE_VARIABLE], os.environ[OWNED_VARIABLE], options.shm_record)
+    cleanup.kill()
     if options.controller:
+        # Before what may take seconds: a teardown may end this process, and nobody else tells the controller.
         _leave(options.controller, options.worker_url)
+    left = cleanup.finish()
     say(f"still there: {', '.join(left)}" if left else "stopped; nothing is left")
     return 1 if left else 0
 
@@ -147,10 +159,6 @@ def _leave(controller: str, worker_url: str) -> None:
     from airflow_arcadia.runtime.fastchat.registration import leave_controller  # noqa: PLC0415
 
     leave_controller(controller, worker_url)
-
-
-def _others(lease: str, owned: str, own_pid: int) -> list[psutil.Process]:
-    return [process for process in find_marked(lease, owned) if process.pid != own_pid]
 
 
 def _is_tracker(process: psutil.Process) -> bool:
