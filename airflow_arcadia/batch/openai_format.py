@@ -21,6 +21,8 @@ _CONTENT_KEY = {CHAT: "messages", COMPLETIONS: "prompt", EMBEDDINGS: "input"}
 _URL_OF_SHORT_FORM = {"messages": CHAT, "prompt": COMPLETIONS, "input": EMBEDDINGS}
 _ENVELOPE = frozenset({"custom_id", "method", "url", "metadata"})
 _LENGTH_LIMITS = ("max_tokens", "max_completion_tokens")
+_OF_THE_SERVER = ("system_fingerprint", "metrics", "kv_transfer_params", "ec_transfer_params")
+"""Fields of an answer that describe the server or its timing, not what the row determines."""
 _EMBEDDING_PARAMETERS = frozenset(
     {"dimensions", "encoding_format", "truncate_prompt_tokens", "add_special_tokens", "user", "priority"}
 )
@@ -202,13 +204,11 @@ def _normalise(body: dict[str, Any], identity: str) -> dict[str, Any]:
     if "id" in body:
         # Servers generate ids of many forms; none is kept.
         body["id"] = f"{_id_prefix(body)}-{identity}"
-    if "system_fingerprint" in body:
-        # The server's version and settings: not what the row determines.
-        body["system_fingerprint"] = None
     if "created" in body:
         body["created"] = 0
-    if "metrics" in body:
-        body["metrics"] = None
+    for key in _OF_THE_SERVER:
+        if key in body:
+            body[key] = None
     usage = body.get("usage")
     if isinstance(usage, dict) and "prompt_tokens_details" in usage:
         usage["prompt_tokens_details"] = None

@@ -140,8 +140,9 @@ def test_an_error_row_has_openais_shape():
 )
 @pytest.mark.parametrize("made", ["0b4d8ae9a1c34f0", "e564ab12-81954a", 17, None])
 def test_no_form_of_a_servers_id_enters_the_output(body: dict[str, object], prefix: str, made: object):
-    row = json.loads(answer_line("abc", "row-1", {**body, "id": made, "system_fingerprint": "vllm-1-tp2"}))
-    assert row["response"]["body"] == {**body, "id": f"{prefix}-abc", "system_fingerprint": None}
+    of_the_server = {"system_fingerprint": "vllm-1-tp2", "kv_transfer_params": {"remote_engine_id": "6f"}}
+    row = json.loads(answer_line("abc", "row-1", {**body, "id": made, **of_the_server}))
+    assert row["response"]["body"] == {**body, "id": f"{prefix}-abc", **dict.fromkeys(of_the_server)}
 
 
 def test_an_answers_audio_has_no_id_of_the_servers():

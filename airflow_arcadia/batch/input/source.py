@@ -109,10 +109,11 @@ def check_unchanged(source: Input) -> None:
     if source.local is None:
         return
     try:
-        same = _stamp({}, source.local) == source.stamp
+        stamp = _stamp({}, source.local)
     except FileNotFoundError:
-        same = False
-    if not same:
+        stamp = ""
+    # Without the inode: some network file systems number a file anew while it is open.
+    if stamp.rpartition("-")[0] != source.stamp.rpartition("-")[0]:
         raise input_changed(source.uri)
 
 

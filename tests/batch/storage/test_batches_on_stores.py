@@ -1,6 +1,7 @@
 """The same batch on storage that is no local disk: a real S3 API over HTTP, and fsspec's memory."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -198,3 +199,19 @@ def test_a_name_that_is_too_long_is_refused(tmp_path: Path, where: str):
     folder = tmp_path if where == "local" else "memory://long"
     with pytest.raises(BatchInputError, match="more than 224 bytes"):
         check_input(BatchSpec(str(tmp_path / "in.jsonl"), f"{folder}/{'x' * 240}", "tiny"))
+
+
+@pytest.mark.parametrize("name", ["answers[1].jsonl", "answers*?.jsonl", "an%20swer #1 +ü.jsonl"])
+async def test_odd_names_are_literal_on_a_store(engine: FakeEngine, bucket: str, name: str):
+    source = put(f"{bucket}/in.jsonl", ROWS)
+    kept = BatchSpec(source, f"{bucket}/answers1.jsonl", "tiny", keep_segments=True)
+    await run_batch_async(kept, [Endpoint(engine.url)])
+    before = names(bucket)
+    assert any(".answers1.jsonl.parts" in found for found in before)
+    odd = BatchSpec(source, f"{bucket}/{name}", "tiny", max_in_flight=8, segment_seconds=0.05)
+    engine.delay, engine.seen = 0.01, Counter()
+    with pytest.raises(BatchError, match="was stopped"):
+        await run_batch_async(odd, [Endpoint(engine.url)], should_stop=lambda: engine.seen.total() > 80)
+    assert (await run_batch_async(odd, [Endpoint(engine.url)])).resumed_rows >= 60
+    assert sorted(set(names(bucket)) - set(before)) == [name, f"{name}.summary.json"]
+    assert set(before) <= set(names(bucket))
