@@ -107,12 +107,12 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         self.output_uri = output
         self.parameters = parameters
         self.options = options
-        self.progress_interval = progress_interval
-        self.batch_timeout = batch_timeout
+        given = {"progress_interval": progress_interval, "batch_timeout": batch_timeout}
+        intervals = parse(_Intervals, given, "")
+        self.progress_interval = intervals.progress_interval
+        self.batch_timeout = intervals.batch_timeout
         self.arcadia_conn_id = arcadia_conn_id
         self._stop = threading.Event()
-        given = {"progress_interval": progress_interval, "batch_timeout": batch_timeout}
-        parse(_Intervals, given, "")
         if not is_rendered_later(run_in):
             _check_run_in(run_in)
         BatchSpec.check_literals(options)

@@ -100,7 +100,7 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
         self.lease = lease
         self.ray_cluster = ray_cluster
         self.num_gpus = num_gpus
-        self.num_workers = num_workers
+        self.num_workers = parse(_ProvisionParameters, {"num_workers": num_workers}, "").num_workers
         self.model = model
         self.create = create
         self.ray_cluster_spec = ray_cluster_spec
@@ -159,4 +159,3 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
         is_of_a_head = isinstance(spec, Mapping) and "num_cpus" in spec
         check_literals(LocalHeadSpec if is_of_a_head else KubeRaySpec, spec, "ray_cluster_spec")
         PodSettings.check_literals(self.pod)
-        parse(_ProvisionParameters, {"num_workers": self.num_workers}, "")

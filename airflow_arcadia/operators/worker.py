@@ -231,10 +231,9 @@ class ArcadiaTeardownWorkerOperator(BaseOperator):
         super().__init__(**kwargs)
         self.lease = lease
         self.group = group
-        self.grace = grace
+        self.grace = parse(_TeardownParameters, {"grace": grace}, "").grace
         self.fail_with_scope = fail_with_scope
         self.arcadia_conn_id = arcadia_conn_id
-        parse(_TeardownParameters, {"grace": grace}, "")
 
     def execute(self, context: Context) -> None:
         """Tear down. Raises :class:`TeardownError` when something is still there."""

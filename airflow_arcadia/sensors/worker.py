@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,21 @@ from airflow_arcadia.operators._requirements import require_handle
 from airflow_arcadia.readiness import Failed, Outcome, Ready, Waiting, decide
 from airflow_arcadia.triggers.timeouts import deferral_timeout
 from airflow_arcadia.triggers.worker import ArcadiaModelReadyTrigger, model_wait
+from airflow_arcadia.validation import PositiveSeconds, Seconds, parse
 from airflow_arcadia.worker import DEFAULT_STARTUP_TIMEOUT_S
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 _BEYOND_S = 60.0  # Airflow's own timeouts come after ours, which says why
+
+
+@dataclass(frozen=True)
+class _Waits:
+    """Parameters in seconds, validated when the DAG is parsed."""
+
+    startup_timeout: Seconds
+    poll_interval: PositiveSeconds
 
 
 class ArcadiaModelReadySensor(BaseSensorOperator):
@@ -35,7 +45,7 @@ class ArcadiaModelReadySensor(BaseSensorOperator):
 
     :param worker: what ``ArcadiaLaunchWorkerOperator`` returned.
     :param startup_timeout: seconds the worker may take.
-    :param poll_interval: seconds between two looks.
+    :param poll_interval: seconds between two checks.
     :param deferrable: wait in the triggerer, without a worker slot.
     :param arcadia_conn_id: connection of type ``arcadia``.
     """
@@ -54,10 +64,13 @@ class ArcadiaModelReadySensor(BaseSensorOperator):
         arcadia_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
-        super().__init__(poke_interval=poll_interval, timeout=startup_timeout + _BEYOND_S, **kwargs)
+        waits = parse(_Waits, {"startup_timeout": startup_timeout, "poll_interval": poll_interval}, "")
+        super().__init__(
+            poke_interval=waits.poll_interval, timeout=waits.startup_timeout + _BEYOND_S, **kwargs
+        )
         self.worker = worker
-        self.startup_timeout = startup_timeout
-        self.poll_interval = poll_interval
+        self.startup_timeout = waits.startup_timeout
+        self.poll_interval = waits.poll_interval
         if deferrable is None:
             deferrable = conf.getboolean("operators", "default_deferrable", fallback=False)
         self.deferrable = deferrable

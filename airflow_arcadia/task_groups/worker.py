@@ -99,7 +99,7 @@ class ArcadiaWorkerGroup(TaskGroup):
         arcadia_conn_id: str = DEFAULT_CONN_ID,
         **task_group_kwargs: Any,
     ) -> None:
-        parse(
+        own = parse(
             _GroupParameters,
             {
                 "num_workers": num_workers,
@@ -121,7 +121,7 @@ class ArcadiaWorkerGroup(TaskGroup):
             lease=lease,
             ray_cluster=ray_cluster,
             num_gpus=num_gpus,
-            num_workers=num_workers,
+            num_workers=own.num_workers,
             model=model if isinstance(model, str) else None,  # a reference is not a folder
             create=create,
             ray_cluster_spec=ray_cluster_spec,
@@ -130,8 +130,8 @@ class ArcadiaWorkerGroup(TaskGroup):
         )
         self.launches: list[ArcadiaLaunchWorkerOperator] = []
         self.ready: list[ArcadiaModelReadySensor] = []
-        for index in range(num_workers):
-            suffix = f"_{index}" if num_workers > 1 else ""
+        for index in range(own.num_workers):
+            suffix = f"_{index}" if own.num_workers > 1 else ""
             launch = ArcadiaLaunchWorkerOperator(
                 task_id=f"launch_worker{suffix}",
                 lease=lease,
@@ -145,15 +145,15 @@ class ArcadiaWorkerGroup(TaskGroup):
                 custom_resource=custom_resource,
                 port=port,
                 index=index,
-                startup_timeout=startup_timeout,
+                startup_timeout=own.startup_timeout,
                 additional_envs=additional_envs,
                 **common,
             )
             ready = ArcadiaModelReadySensor(
                 task_id=f"model_ready{suffix}",
                 worker=launch.output,  # type: ignore[arg-type]
-                startup_timeout=startup_timeout,
-                poll_interval=poll_interval,
+                startup_timeout=own.startup_timeout,
+                poll_interval=own.poll_interval,
                 deferrable=deferrable,
                 **common,
             )
@@ -164,7 +164,7 @@ class ArcadiaWorkerGroup(TaskGroup):
             task_id="teardown_worker",
             lease=lease,
             group=str(self.group_id),
-            retries=teardown_retries,
+            retries=own.teardown_retries,
             **common,
         )
         self.reserve >> self.provision

@@ -162,6 +162,8 @@ def test_a_literal_duration_that_is_not_valid_is_an_error_of_the_dag():
     with pytest.raises(ArcadiaConfigError, match=r"grace is -1\.0\. Set it to at least 0"):
         ArcadiaTeardownWorkerOperator(task_id="teardown", lease="l", grace=-1.0)
     ArcadiaReserveWorkerOperator(task_id="reserve", lease_duration="{{ params.lease }}")
+    teardown = ArcadiaTeardownWorkerOperator(task_id="teardown", lease="l", grace="30")  # type: ignore[arg-type]
+    assert teardown.grace == 30.0
 
 
 def test_an_engine_that_says_nothing_about_it_drains_as_its_launcher_does():

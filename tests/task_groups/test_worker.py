@@ -119,6 +119,13 @@ def test_a_created_ray_cluster_is_like_the_workers_pod_unless_told_otherwise():
     assert worker.provision.spec_for(in_cluster=False) == {}
 
 
+def test_numbers_given_as_text_are_numbers_where_they_are_used():
+    _, worker = make(num_workers="2", startup_timeout="7200", poll_interval="1", teardown_retries="3")
+    assert (len(worker.ready), worker.provision.num_workers) == (2, 2)
+    assert (worker.ready[0].startup_timeout, worker.ready[0].poll_interval) == (7200.0, 1.0)
+    assert worker.teardown.retries == 3
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
