@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from airflow_arcadia.batch.input.row_index import Scan, row_count, scan
-from airflow_arcadia.batch.input.row_parser import Shape
 from airflow_arcadia.batch.input.source import Input, locate
 from airflow_arcadia.batch.output.job import reopen
 from airflow_arcadia.batch.output.manifest import Identity, Manifest, new_epoch
@@ -132,7 +131,6 @@ def _prepare(spec: BatchSpec) -> Finished | Ready:
 
 
 def _locate(spec: BatchSpec) -> tuple[Input, Place]:
-    Shape(spec, spec.model)
     with explained(f"The input {shown(spec.input)}", NO_ROW_SENT):
         source = locate(spec)
     return source, place_of(spec)
