@@ -65,6 +65,10 @@ def completion_request(params: Mapping[str, Any], model: str, *, stream: bool) -
     }
     if int(params.get("top_k") or -1) > 0:
         body["top_k"] = int(params["top_k"])
+    if params.get("logprobs") is not None:
+        body["logprobs"] = int(params["logprobs"])
+        # The prompt's tokens are among them where it is repeated.
+        body["echo"] = bool(params.get("echo", True))
     if stream:
         body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
     return body
@@ -73,7 +77,8 @@ def completion_request(params: Mapping[str, Any], model: str, *, stream: bool) -
 def generate_answer(params: Mapping[str, Any], completion: Mapping[str, Any]) -> dict[str, Any]:
     """``/worker_generate``'s answer from a whole ``/v1/completions`` answer."""
     choice = completion["choices"][0]
-    return _answer(params, choice["text"], choice.get("finish_reason"), completion.get("usage"))
+    answer = _answer(params, choice["text"], choice.get("finish_reason"), completion.get("usage"))
+    return answer | {"logprobs": choice.get("logprobs")}
 
 
 class StreamTranslator:
@@ -84,6 +89,7 @@ class StreamTranslator:
         self._text = ""
         self._finish: str | None = None
         self._usage: Any = None
+        self._logprobs: dict[str, list[Any]] | None = None
 
     def feed(self, chunk: Mapping[str, Any]) -> dict[str, Any]:
         """The answer after one more chunk."""
@@ -91,7 +97,14 @@ class StreamTranslator:
         for choice in chunk.get("choices") or ():
             self._text += choice.get("text") or ""
             self._finish = choice.get("finish_reason") or self._finish
-        return _answer(self._params, self._text, self._finish, self._usage)
+            self._add_logprobs(choice.get("logprobs") or {})
+        return _answer(self._params, self._text, self._finish, self._usage) | {"logprobs": self._logprobs}
+
+    def _add_logprobs(self, more: Mapping[str, Any]) -> None:
+        for key, values in more.items():
+            if isinstance(values, list):
+                self._logprobs = self._logprobs or {}
+                self._logprobs[key] = [*self._logprobs.get(key, ()), *values]
 
 
 def embeddings_answer(answer: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,10 +118,12 @@ def embeddings_answer(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 def _answer(params: Mapping[str, Any], text: str, finish: str | None, usage: Any) -> dict[str, Any]:
     usage = usage or {}
+    # With logprobs the engine repeats the prompt itself.
+    repeats = params.get("echo", True) and params.get("logprobs") is None
     prompt_tokens, completion_tokens = usage.get("prompt_tokens", 0), usage.get("completion_tokens") or 0
     return {
         # FastChat's worker repeats the prompt unless told not to.
-        "text": (params["prompt"] if params.get("echo", True) else "") + text,
+        "text": (params["prompt"] if repeats else "") + text,
         "error_code": 0,
         "usage": {
             "prompt_tokens": prompt_tokens,

@@ -105,3 +105,34 @@ def test_embeddings_keep_the_order_of_the_input():
         "usage": {"prompt_tokens": 4},
     }
     assert embeddings_answer(answer) == {"embedding": [[1.0], [2.0]], "token_num": 4}
+
+
+LOGPROBS = {
+    "tokens": [" there"],
+    "token_logprobs": [-0.5],
+    "text_offset": [0],
+    "top_logprobs": [{" there": -0.5}],
+}
+
+
+def test_logprobs_are_asked_for_and_answered_as_fastchats_model_worker_does():
+    params = {"prompt": "Hi", "logprobs": 1, "echo": False}
+    request = completion_request(params, "m", stream=False)
+    assert (request["logprobs"], request["echo"]) == (1, False)
+    choice = {"text": " there", "logprobs": LOGPROBS}
+    assert generate_answer(params, {"choices": [choice]})["logprobs"] == LOGPROBS
+    assert "logprobs" not in completion_request({"prompt": "Hi"}, "m", stream=False)
+
+
+def test_a_stream_tells_all_the_logprobs_so_far():
+    translator = StreamTranslator({"prompt": "Hi", "logprobs": 1, "echo": False})
+    for _ in range(2):
+        answer = translator.feed({"choices": [{"text": " there", "logprobs": LOGPROBS}]})
+    assert answer["logprobs"]["tokens"] == [" there", " there"]
+    assert answer["logprobs"]["token_logprobs"] == [-0.5, -0.5]
+
+
+def test_with_logprobs_the_engine_repeats_the_prompt_with_its_tokens():
+    params = {"prompt": "Hi", "logprobs": 0}
+    assert completion_request(params, "m", stream=False)["echo"] is True
+    assert generate_answer(params, {"choices": [{"text": "Hi there"}]})["text"] == "Hi there"
