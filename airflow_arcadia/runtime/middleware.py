@@ -39,6 +39,7 @@ from airflow_arcadia.runtime.log import say
 from airflow_arcadia.runtime.request_limits import RequestRefused, check_length, limited
 from airflow_arcadia.runtime.safe_redirects import refuse_redirects_to_other_hosts
 from airflow_arcadia.runtime.server_reports import ask_to_end, report_registered
+from airflow_arcadia.runtime.vllm_patches import header_timeout
 from airflow_arcadia.runtime.worker_metrics import METRICS_PATH, add_metrics
 from airflow_arcadia.worker import PlacedWorker, WorkerStatus
 
@@ -244,6 +245,7 @@ class ArcadiaMiddleware:
             if message["type"] == "lifespan.startup.complete":
                 loop = asyncio.get_running_loop()
                 loop.add_signal_handler(signal.SIGUSR1, self._start_draining)
+                header_timeout.register()
                 refuse_redirects_to_other_hosts()
                 give_way(self._spec.num_gpus)
                 self._start(self._open())
