@@ -14,6 +14,9 @@ from typing import Any
 
 import requests
 
+from airflow_arcadia.batch import Endpoint
+from airflow_arcadia.batch.batch_api import RemoteBatches
+from airflow_arcadia.kubernetes.pod_template import API_KEY, BATCH_TOKEN
 from airflow_arcadia.launchers.probe import observe
 from airflow_arcadia.launchers.process import ProcessLauncher
 from airflow_arcadia.launchers.teardown import teardown
@@ -27,6 +30,8 @@ from tests.conftest import wait_for
 
 TINY_ENGINE = ("--enforce-eager", "--kv-cache-memory-bytes", "268435456")
 STARTUP_TIMEOUT_S = 240.0
+TOKEN = "the-token"
+"""By which a worker knows tasks of its own run."""
 
 
 @dataclass
@@ -82,6 +87,11 @@ class Served:
         return teardown(self.store, self.handle.lease, {"process": self.launcher}, grace_s=30)
 
     @property
+    def batches(self) -> RemoteBatches:
+        """Its Batch API, as a task of its run sees it."""
+        return RemoteBatches(Endpoint(self.url, self.api_key), TOKEN)
+
+    @property
     def leftovers(self) -> list[str]:
         """Its processes, and /dev/shm files that were not there before it."""
         processes = [f"{p.pid} {p.name()}" for p in find_marked(self.handle.lease)]
@@ -125,7 +135,8 @@ def launched(
         ray_dashboard_url=ray.dashboard_url if ray else None,
         **settings,
     )
-    launcher = ProcessLauncher(store, worker_python, secrets={"api-key": api_key} if api_key else {})
+    secrets = {BATCH_TOKEN: TOKEN} | ({API_KEY: api_key} if api_key else {})
+    launcher = ProcessLauncher(store, worker_python, secrets=secrets)
     before = set(os.listdir("/dev/shm"))
     lease = store.read(name)
     assert lease is not None

@@ -14,13 +14,13 @@ import pytest
 from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, run_batch
-from airflow_arcadia.batch.batch_api import Completed, Ended, RemoteBatches, Running, judge
+from airflow_arcadia.batch.batch_api import TOKEN_HEADER, Completed, Ended, Running, judge
 from airflow_arcadia.batch.openai_format import is_answered
 from airflow_arcadia.operators.batch import BATCH_KEY, ArcadiaBatchInferenceOperator
 from airflow_arcadia.readiness import Ready
 from tests.airflow_context import make_context, set_connection
 from tests.conftest import wait_for
-from tests.engine.serving import Served, relaunch, served
+from tests.engine.serving import TOKEN, Served, relaunch, served
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 KEY = "the-key"
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def worker(folder: Path, worker_python: str, tiny_model: str) -> Iterator[Served]:
-    settings = {"api_key": KEY, "served_model_name": "tiny", "allowed_uris": (str(folder),)}
+    settings = {"api_key": KEY, "served_model_name": "tiny"}
     with served(folder / "worker", worker_python, tiny_model, **settings) as running:
         yield running
 
@@ -85,7 +85,7 @@ def test_error_rows_say_why(undisturbed: bytes):
 
 
 def wait_until_ended(worker: Served, name: str) -> Completed | Ended:
-    batches = RemoteBatches(Endpoint(worker.url, KEY))
+    batches = worker.batches
 
     def ended() -> Completed | Ended | None:
         state = judge(asyncio.run(batches.get(name)))
@@ -97,7 +97,7 @@ def wait_until_ended(worker: Served, name: str) -> Completed | Ended:
 def test_the_worker_gives_the_same_bytes_when_it_runs_the_batch_itself(
     worker: Served, source: str, folder: Path, undisturbed: bytes
 ):
-    batches = RemoteBatches(Endpoint(worker.url, KEY))
+    batches = worker.batches
     job = spec(source, folder / "by-worker.jsonl")
     name = asyncio.run(batches.submit(job))
     assert asyncio.run(batches.submit(job)) == name
@@ -113,7 +113,8 @@ def test_the_worker_gives_the_same_bytes_when_it_runs_the_batch_itself(
 def worker_get(worker: Served, path: str) -> Any:
     import requests
 
-    return requests.get(worker.url + path, headers={"Authorization": f"Bearer {KEY}"}, timeout=10).json()
+    headers = {"Authorization": f"Bearer {KEY}", TOKEN_HEADER: TOKEN}
+    return requests.get(worker.url + path, headers=headers, timeout=10).json()
 
 
 def test_an_operator_defers_to_the_worker_and_takes_its_summary(
@@ -152,7 +153,7 @@ def test_an_operator_defers_to_the_worker_and_takes_its_summary(
 def test_a_cancelled_batch_keeps_what_is_committed_and_can_be_gone_on_with(
     worker: Served, source: str, folder: Path, undisturbed: bytes
 ):
-    batches = RemoteBatches(Endpoint(worker.url, KEY))
+    batches = worker.batches
     job = spec(source, folder / "cancelled.jsonl")
     name = asyncio.run(batches.submit(job))
     asyncio.run(batches.cancel(name))
@@ -190,7 +191,7 @@ def test_a_batch_survives_the_death_of_the_worker_that_runs_it(
 ):
     """Killed with rows committed and rows in flight; launched again under its lease, it goes on by itself."""
     output = folder / "survivor.jsonl"
-    batches = RemoteBatches(Endpoint(worker.url, KEY))
+    batches = worker.batches
     name = asyncio.run(batches.submit(spec(source, output, segment_rows=20)))
     parts = folder / ".survivor.jsonl.parts"
     wait_for(lambda: list(parts.glob("seg-*")), 60, "a committed segment")

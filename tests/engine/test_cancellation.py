@@ -13,8 +13,8 @@ import aiohttp
 import pytest
 import requests
 
-from airflow_arcadia.batch import BatchSpec, Endpoint
-from airflow_arcadia.batch.batch_api import RemoteBatches, Running, judge
+from airflow_arcadia.batch import BatchSpec
+from airflow_arcadia.batch.batch_api import Running, judge
 from airflow_arcadia.batch.openai_format import COMPLETIONS
 from airflow_arcadia.batch.transport import bundles
 from tests.batch.reading import until
@@ -32,7 +32,7 @@ SHARE = 0.02
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory: pytest.TempPathFactory, worker_python: str, tiny_model: str) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("cancellation")
-    settings = {"served_model_name": "tiny", "allowed_uris": (str(folder.parent),)}
+    settings = {"served_model_name": "tiny"}
     with served(folder, worker_python, tiny_model, **settings) as running:
         yield running
 
@@ -68,7 +68,7 @@ def test_rows_of_a_batch_in_the_worker_end_with_their_time_out(worker: Served, t
     source = tmp_path / "in.jsonl"
     source.write_text("".join(json.dumps({"body": completion()}) + "\n" for _ in range(CLIENTS)))
     spec = BatchSpec(str(source), str(tmp_path / "out.jsonl"), "tiny", request_timeout_s=1.0, max_attempts=1)
-    batches = RemoteBatches(Endpoint(worker.url))
+    batches = worker.batches
     name = asyncio.run(batches.submit(spec))
     wait_for(lambda: not isinstance(judge(asyncio.run(batches.get(name))), Running), 60, "the batch to end")
     expect_idle(worker, generated(worker))

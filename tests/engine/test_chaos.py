@@ -21,7 +21,6 @@ import psutil
 import pytest
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, run_batch
-from airflow_arcadia.batch.batch_api import RemoteBatches
 from airflow_arcadia.batch.output.segments import FAILED, read_footer
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.ports import free_port
@@ -137,7 +136,7 @@ def worker(folder: Path, worker_python: str, tiny_model: str) -> Iterator[Served
     with real_ray(folder / "ray", worker_python) as head:
         store = LeaseStore(folder / "connect")
         ray = provision(head.config, 0, 2, lease="unowned", backend=LocalRayBackend(store, worker_python))
-        settings = {"served_model_name": "tiny", "port": free_port(), "allowed_uris": (str(folder),)}
+        settings = {"served_model_name": "tiny", "port": free_port()}
         with served(folder / "worker", worker_python, tiny_model, ray=ray, **settings) as running:
             yield running
 
@@ -175,7 +174,7 @@ def kill_worker_while_sending(job: Job, victim: Callable[[], psutil.Process]) ->
 
 def kill_worker_that_runs_the_batch(job: Job) -> None:
     """It goes on by itself once it is launched again."""
-    asyncio.run(RemoteBatches(Endpoint(job.worker.url)).submit(job.spec))
+    asyncio.run(job.worker.batches.submit(job.spec))
     job.wait_for_a_segment()
     job.kill(psutil.Process(job.worker.handle.where["pid"]))
     wait_for(lambda: job.worker.look().status.value == "failed", 60, "the worker's end to be seen")
