@@ -24,6 +24,12 @@ class ArcadiaError(Exception):
         self.still_running = still_running
         self.what_to_do = what_to_do
 
+    @property
+    def lines(self) -> list[str]:
+        """What happened, what still runs and what to do, each on a line of its own."""
+        parts = (self.what, self.still_running, self.what_to_do)
+        return [line for part in parts for line in part.splitlines() if line.strip()]
+
     def __str__(self) -> str:
         return " ".join(filter(None, (self.what, self.still_running, self.what_to_do)))
 

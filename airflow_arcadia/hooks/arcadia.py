@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import sys
@@ -41,6 +42,8 @@ from airflow_arcadia.ray_cluster.local import LocalRayBackend, worker_versions
 if TYPE_CHECKING:
     from airflow_arcadia.launchers.reaper import Backend
     from airflow_arcadia.worker import WorkerHandle
+
+log = logging.getLogger(__name__)
 
 DEFAULT_CONN_ID = "arcadia_default"
 LOCAL_LAUNCHERS: tuple[type[Launcher], ...] = (ProcessLauncher,)
@@ -300,10 +303,17 @@ def _no_connection(conn_id: str) -> ArcadiaConfigError:
 
 @contextlib.contextmanager
 def fail_without_retry() -> Iterator[None]:
-    """Turn an error that no other attempt can avoid into Airflow's own "fail, do not retry"."""
+    """Turn an error that no other attempt can avoid into Airflow's own "fail, do not retry".
+
+    The error is logged first, a line for each of its parts: Airflow shows an exception as one long line
+    below a traceback.
+    """
     try:
         yield
     except ArcadiaError as error:
+        for line in error.lines:
+            log.error("%s", line)  # noqa: TRY400 - Airflow logs the traceback of what is raised below
         if error.retryable:
             raise
-        raise AirflowFailException(str(error)) from error
+        # Without its cause: that says the same once more, with a traceback of its own.
+        raise AirflowFailException(str(error)) from None

@@ -22,6 +22,7 @@ from airflow_arcadia.batch import (
     run_batch,
 )
 from airflow_arcadia.batch.batch_api import RemoteBatches
+from airflow_arcadia.batch.output.samples import failed_rows
 from airflow_arcadia.batch.spec import BatchOptions
 from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError, BatchError
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, fail_without_retry
@@ -225,7 +226,20 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
             summary.tokens_per_s,
             summary.output,
         )
+        if summary.failed:
+            self._warn(summary)
         return summary.to_dict()
+
+    def _warn(self, summary: BatchSummary) -> None:
+        self.log.warning("%d of %d rows failed: %s", summary.failed, summary.rows, summary.errors)
+        if summary.errors is None:
+            return
+        try:
+            lines = failed_rows(summary.errors)
+        except Exception as error:  # noqa: BLE001 - the worker's storage need not be readable from this task
+            lines = [f"The error rows cannot be read from this task: {error}"]
+        for line in lines:
+            self.log.warning("%s", line)
 
     def _report(self, progress: Progress, context: Context) -> None:
         self.log.info("%s", progress)

@@ -19,8 +19,9 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
+from airflow_arcadia.batch.output import samples
 from airflow_arcadia.exceptions import ArcadiaError
-from airflow_arcadia.ui import actions, database, samples, view
+from airflow_arcadia.ui import actions, database, view
 from airflow_arcadia.ui.snapshot import Snapshots
 
 STATIC = Path(__file__).parent / "static"

@@ -34,3 +34,20 @@ def test_only_what_a_retry_can_mend_is_retried():
         raise RayClusterError("a", what_to_do="b")
     with pytest.raises(AirflowFailException, match=r"^a b$"), fail_without_retry():
         raise ArcadiaConfigError("a", what_to_do="b")
+
+
+def test_each_part_of_an_error_is_logged_on_a_line_of_its_own_before_it_is_raised(caplog):
+    error = ArcadiaConfigError(
+        "It failed; its log ends:\na\nb\n", what_to_do="Do c.", still_running="D runs."
+    )
+    with pytest.raises(AirflowFailException) as raised, fail_without_retry():
+        raise error
+    assert [record.message for record in caplog.records] == [
+        "It failed; its log ends:",
+        "a",
+        "b",
+        "D runs.",
+        "Do c.",
+    ]
+    assert raised.value.__cause__ is None
+    assert raised.value.__suppress_context__

@@ -1,4 +1,4 @@
-"""Batches through their operators: what is refused at the door, and that nothing is lost."""
+"""Batches through their operators: what is refused before it starts, and that nothing is lost."""
 
 from __future__ import annotations
 
@@ -366,3 +366,18 @@ async def test_a_full_disk_is_named_and_what_is_committed_is_kept(tmp_path: Path
     assert "run the batch again" in done.stderr
     assert "Traceback" not in done.stderr
     assert int(re.findall(r"(\d+) rows are committed", done.stderr)[0]) > 0
+
+
+async def test_failed_rows_are_warned_of_by_code_with_their_file_and_the_first_of_them(
+    worker: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n{"custom_id": "bad", "nonsense": 1}\nnot JSON\n')
+    summary, _ = await answer(worker, tmp_path)
+    assert (summary["ok"], summary["failed"]) == (1, 2)
+    warned = [line for line in capsys.readouterr().out.splitlines() if "[warning" in line]
+    for said in (
+        f"2 of 3 rows failed: {summary['errors']}",
+        "1 invalid_json",
+        "bad: no_prompt: The row has none",
+    ):
+        assert any(said in line for line in warned)

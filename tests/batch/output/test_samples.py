@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from airflow_arcadia.ui import samples
+from airflow_arcadia.batch.output import samples
 
 
 def write(path: Path, lines: list[dict]) -> str:

@@ -1,4 +1,4 @@
-"""The first answers of a finished batch, for a person to look at."""
+"""The first answers and the failed rows of a finished batch, for a person to look at."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ FIRST = 3
 """Answers shown."""
 _READ_BYTES = 256 * 1024
 _LONGEST_TEXT = 4000
+_LONGEST_LINE = 300
 
 
 def of_output(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,6 +29,19 @@ def of_output(summary: Mapping[str, Any]) -> dict[str, Any]:
     codes = Counter(_code(line) for line in errors)
     counted = [{"code": code, "rows": rows} for code, rows in codes.most_common()]
     return {"answers": answers, "errors": counted, "note": None}
+
+
+def failed_rows(errors: str) -> list[str]:
+    """What failed, one line each: rows by error code, then the first few with their messages.
+
+    :param errors: URI of the error rows alone. Raises whatever its storage raises.
+    """
+    lines = _first_lines(errors)
+    codes = Counter(_code(line) for line in lines).most_common()
+    told = [", ".join(f"{rows} {code}" for code, rows in codes)]
+    for line in lines[:FIRST]:
+        told.append(f"{line.get('custom_id')}: {_code(line)}: {_answer(line)['error']}"[:_LONGEST_LINE])
+    return told
 
 
 def _first_lines(uri: str) -> list[dict[str, Any]]:
