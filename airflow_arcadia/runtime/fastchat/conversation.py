@@ -113,7 +113,7 @@ def read_format(render: Render) -> Format:
     user = _common_end(begin, after)
     form = Format("", begin.removesuffix(user), "", user, first, after.removesuffix(user))
     if not _is_exact(form, render, with_system=False):
-        raise Unreadable("the model's chat template does not go by turns")
+        raise Unreadable("the model's chat template is not made of turns")
     return _with_system(form, render)
 
 
