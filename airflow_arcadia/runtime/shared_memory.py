@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -20,7 +21,25 @@ from airflow_arcadia.processes import SHM, remove_unmapped_shm, shm_files
 ENGINE_FILE = re.compile(re.escape(SHM) + r"(psm_|.*cpushm_|sem\.mp-)")
 """Message queues, the CPU build's tensors, and multiprocessing's semaphores."""
 LOOK_S = 2.0
+_TRACKER = "multiprocessing.resource_tracker"
+_TRACKER_WAIT_S = 2.0
 _REMOVE_WAIT_S = 3.0  # a rank killed by Ray keeps its mappings for a moment
+
+
+def kill_all(processes: Iterable[psutil.Process]) -> None:
+    """SIGKILL to each of an engine's processes, Python's resource trackers last.
+
+    A tracker removes the message queues and semaphores that its processes left, once the last one is gone.
+    """
+    trackers = []
+    for process in processes:
+        if _is_tracker(process):
+            trackers.append(process)
+        else:
+            _kill(process)
+    _, slow = psutil.wait_procs(trackers, timeout=_TRACKER_WAIT_S)
+    for process in slow:
+        _kill(process)
 
 
 class EngineSharedMemory:
@@ -78,6 +97,17 @@ class EngineSharedMemory:
             if files & own:
                 found |= files
         return found
+
+
+def _is_tracker(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return any(_TRACKER in word for word in process.cmdline())
+    return False
+
+
+def _kill(process: psutil.Process) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.kill()
 
 
 def _engine_files(files: set[str]) -> set[str]:

@@ -20,6 +20,7 @@ import psutil
 
 from airflow_arcadia.runtime.lease_watch import LEASE_POLL_S, LeaseWatch
 from airflow_arcadia.runtime.log import say
+from airflow_arcadia.runtime.shared_memory import kill_all
 from airflow_arcadia.runtime.watchdog import Watchdog, ensure_marked
 
 POLL_S = 0.2
@@ -95,8 +96,7 @@ def end_children(child: subprocess.Popen[bytes], *, grace_s: float, spare: Itera
         except subprocess.TimeoutExpired:
             say(f"process {child.pid} did not end within {grace_s:.0f} s of SIGTERM and is killed")
     family = descendants(spare)
-    for process in family:
-        _kill(process)
+    kill_all(family)
     psutil.wait_procs(family, timeout=KILL_WAIT_S)
 
 
@@ -108,13 +108,6 @@ def watch(child: subprocess.Popen[bytes], checks: Sequence[Check]) -> str | None
                 return reason
         time.sleep(POLL_S)
     return None
-
-
-def _kill(process: psutil.Process) -> None:
-    try:
-        process.kill()
-    except psutil.NoSuchProcess:
-        return
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,13 +22,10 @@ import psutil
 
 from airflow_arcadia.processes import LEASE_VARIABLE, OWNED_VARIABLE, find_marked, mark
 from airflow_arcadia.runtime.log import say
-from airflow_arcadia.runtime.shared_memory import EngineSharedMemory
+from airflow_arcadia.runtime.shared_memory import EngineSharedMemory, kill_all
 
 _DONE = b"done"
 _KILL_WAIT_S = 5.0
-_TRACKER = "multiprocessing.resource_tracker"
-_TRACKER_WAIT_S = 2.0
-"""What Python's resource trackers are given to remove what their processes left, before they are ended."""
 _RESTART_S = 1.0
 _POLL_S = 0.05
 
@@ -110,19 +107,14 @@ class Cleanup:
         """SIGKILL to the server, the engine and whatever else is theirs: the GPUs come first."""
         marked = self._marked()
         self._memory.look(marked)
-        for process in marked:
-            if not _is_tracker(process):
-                _kill(process)
+        kill_all(marked)
 
     def finish(self) -> list[str]:
         """Wait until all of them are gone, and remove their shared memory; what is left, as text."""
-        # Trackers remove the queues and semaphores of a killed engine once its last process is gone.
-        psutil.wait_procs(filter(_is_tracker, self._marked()), timeout=_TRACKER_WAIT_S)
         deadline = time.monotonic() + _KILL_WAIT_S
         while (left := self._marked()) and time.monotonic() < deadline:
             # One may have started another before it was killed itself.
-            for process in left:
-                _kill(process)
+            kill_all(left)
             time.sleep(_POLL_S)
         return [f"process {process.pid}" for process in left] + self._memory.remove()
 
@@ -147,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cleanup = Cleanup(os.environ[LEASE_VARIABLE], os.environ[OWNED_VARIABLE], options.shm_record)
     cleanup.kill()
     if options.controller:
-        # Before what may take seconds: a teardown may end this process, and nobody else tells the controller.
+        # A teardown may end this process soon, and nobody else tells the controller.
         _leave(options.controller, options.worker_url)
     left = cleanup.finish()
     say(f"still there: {', '.join(left)}" if left else "stopped; nothing is left")
@@ -159,17 +151,6 @@ def _leave(controller: str, worker_url: str) -> None:
     from airflow_arcadia.runtime.fastchat.registration import leave_controller  # noqa: PLC0415
 
     leave_controller(controller, worker_url)
-
-
-def _is_tracker(process: psutil.Process) -> bool:
-    with suppress(psutil.Error):
-        return any(_TRACKER in word for word in process.cmdline())
-    return False
-
-
-def _kill(process: psutil.Process) -> None:
-    with suppress(psutil.NoSuchProcess):
-        process.kill()
 
 
 if __name__ == "__main__":

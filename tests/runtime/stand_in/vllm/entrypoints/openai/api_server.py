@@ -13,7 +13,7 @@ import time
 CORE = """
 import mmap, os, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-path = f"/dev/shm/psm_arcadia{os.getpid()}"
+path = f"/dev/shm/psm_standin{os.getpid()}"
 with open(path, "w+b") as file:
     file.truncate(4096)
     mapped = mmap.mmap(file.fileno(), 4096)
@@ -24,13 +24,16 @@ time.sleep(600)
 
 def main() -> None:
     core = subprocess.Popen([sys.executable, "-c", CORE], start_new_session=True, stdout=subprocess.PIPE)
-    print("core", core.pid, core.stdout.readline().decode().strip(), flush=True)
+    path = core.stdout.readline().decode().strip()
+    print("core", core.pid, path, flush=True)
     for command in os.environ["STAND_IN"].split(";"):
         does, _, argument = command.partition(" ")
         if does == "exit":
+            os.unlink(path)
             core.kill()
             sys.exit(int(argument))
         if does == "kill":
+            os.unlink(path)
             os.kill(os.getpid(), signal.SIGKILL)
         if does == "report":
             os.write(int(os.environ["ARCADIA_SUPERVISOR_FD"]), argument.encode() + b"\n")
