@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from airflow_arcadia.batch.input.source import check_unchanged
-from airflow_arcadia.batch.output.job import Job
-from airflow_arcadia.batch.output.manifest import Identity, Manifest, new_epoch
+from airflow_arcadia.batch.output.job import Job, current_manifest
+from airflow_arcadia.batch.output.manifest import Identity, new_epoch
 from airflow_arcadia.batch.prepare import Finished, Ready, refuse_change
 from airflow_arcadia.batch.spec import NO_ROW_SENT, BatchSpec
 from airflow_arcadia.exceptions import BatchError
@@ -48,7 +48,7 @@ def _finished_meanwhile(spec: BatchSpec, ready: Ready, identity: Identity) -> Fi
 
 def _claim(spec: BatchSpec, ready: Ready, identity: Identity) -> Job:
     place = ready.place
-    written = Manifest.read(place.parts)
+    written = current_manifest(place.parts)
     if written is not None and written.identity != identity:
         refuse_change(spec, place, written.identity.differences(identity))
         written = None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from airflow_arcadia.batch.input.row_index import Scan, row_count, scan
 from airflow_arcadia.batch.input.source import Input, locate
-from airflow_arcadia.batch.output.job import reopen
+from airflow_arcadia.batch.output.job import current_manifest, reopen
 from airflow_arcadia.batch.output.manifest import Identity, Manifest, new_epoch
 from airflow_arcadia.batch.output.paths import Place, place_of
 from airflow_arcadia.batch.spec import NO_ROW_SENT, BatchSpec, BatchSummary
@@ -169,7 +169,7 @@ def _scan(spec: BatchSpec, place: Place, source: Input, earlier: Manifest | None
 
 def _earlier(spec: BatchSpec, place: Place, source: Input) -> Manifest | Finished | None:
     """The result or the manifest that an earlier attempt left; None without one."""
-    manifest = Manifest.read(place.parts)
+    manifest = current_manifest(place.parts)
     if manifest is not None or spec.overwrite:
         return manifest
     finished = place.finished()

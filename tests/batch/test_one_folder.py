@@ -222,6 +222,21 @@ async def test_another_served_model_is_a_change_where_none_is_named(
     assert restarted.model == "another"
 
 
+async def test_a_manifest_that_outlived_its_folder_is_ignored(
+    engine: FakeEngine, write_rows: Write, output: str
+):
+    """An attempt may write it in the moment in which another one finishes and removes the folder."""
+    job = spec(write_rows(*ROWS), output)
+    first = await run_batch_async(job, [Endpoint(engine.url)])
+    parts = Path(output).with_name(".answers.jsonl.parts")
+    parts.mkdir()
+    manifest = {**json.loads(Path(f"{output}.summary.json").read_text())["job"], "epoch": "another"}
+    manifest["identity"]["parameters"] = "of another batch"
+    (parts / "job.json").write_text(json.dumps(manifest))
+    assert check_input(job) == 100
+    assert await run_batch_async(job, [Endpoint(engine.url)]) == first
+
+
 async def test_overwriting_covers_an_unfinished_output(engine: FakeEngine, write_rows: Write, output: str):
     job = spec(write_rows(*ROWS), output)
     await stopped_half_way(job, engine)

@@ -46,6 +46,12 @@ class Superseded(BatchError):
     retryable = False
 
 
+class FolderRemoved(Superseded):
+    """Another attempt finished the batch and removed the folder: another run finds its result."""
+
+    retryable = True
+
+
 @dataclass(frozen=True)
 class Attempt:
     """One attempt at the batch.
@@ -158,16 +164,16 @@ class Job:
             # Another attempt finished the batch, and removed the folder.
             if self._holds():
                 raise
-            raise self._superseded() from error
+            raise self._lost() from error
         finally:
             local.unlink(missing_ok=True)
         self._next += 1
         self._segments[name] = size
 
     def check_token(self) -> None:
-        """Raise :class:`Superseded` when a later attempt has claimed the folder."""
+        """Raise :class:`Superseded` when another attempt has claimed the folder, or has removed it."""
         if self.folder.exists(_attempt_name(self.attempt.token + 1)) or not self._holds():
-            raise self._superseded()
+            raise self._lost()
 
     def segments(self) -> Iterator[tuple[str, Path]]:
         """Name and local path of every segment that counts, oldest first."""
@@ -237,12 +243,30 @@ class Job:
         found = _read_attempt(self.folder, self.attempt.token)
         return found is not None and found.nonce == self.attempt.nonce
 
-    def _superseded(self) -> Superseded:
+    def _lost(self) -> Superseded:
+        if not self.folder.sizes():
+            return FolderRemoved(
+                "Another attempt finished this batch meanwhile.",
+                what_to_do="Run the batch again: it returns the result, or starts over as on_change says.",
+                still_running="The output of the other attempt is complete.",
+            )
         return Superseded(
             f"Attempt {self.attempt.token} at this batch was superseded by another one.",
             what_to_do="Wait for the other attempt; make sure that only one task writes this output.",
             still_running="The other attempt is running, or has finished the batch.",
         )
+
+
+def current_manifest(folder: Folder) -> Manifest | None:
+    """The manifest of an unfinished batch; None without one.
+
+    One without any attempt does not count: it was written in the moment in which another attempt finished
+    the batch and removed the folder.
+    """
+    manifest = Manifest.read(folder)
+    if manifest is None or not any(name.startswith(_ATTEMPT) for name in folder.sizes()):
+        return None
+    return manifest
 
 
 def reopen(parts: Folder, manifest: Manifest, summary: BatchSummary, output: Path) -> None:

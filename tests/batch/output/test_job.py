@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_arcadia.batch.output.job import Job, Superseded
+from airflow_arcadia.batch.output.job import FolderRemoved, Job, Superseded
 from airflow_arcadia.batch.output.manifest import Identity, Manifest
 from airflow_arcadia.batch.output.segments import SegmentBuffer
 from airflow_arcadia.batch.storage import LocalFolder
@@ -79,6 +79,22 @@ def test_segments_of_another_epoch_never_count_and_tokens_only_rise(tmp_path: Pa
     assert not list(tmp_path.glob(f"seg-{old.attempt.series}-*"))
     again = Job.claim(folder, new.manifest)
     assert (again.attempt.token, again.attempt.number) == (3, 2)
+
+
+def test_an_attempt_whose_folder_was_removed_may_be_tried_again(tmp_path: Path):
+    folder = folder_in(tmp_path / "parts")
+    job = Job.claim(folder, MANIFEST)
+    folder.remove_all()
+    with pytest.raises(FolderRemoved, match="finished this batch meanwhile") as raised:
+        job.commit(buffer_of(0))
+    assert raised.value.retryable
+    folder.create()
+    with pytest.raises(FolderRemoved):
+        job.check_token()
+    Job.claim(folder, MANIFEST)
+    with pytest.raises(Superseded) as superseded:
+        job.check_token()
+    assert not superseded.value.retryable
 
 
 @pytest.mark.parametrize("torn", [1, 5, 40, 200])
