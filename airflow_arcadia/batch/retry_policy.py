@@ -134,8 +134,7 @@ def decide(failure: Failure, *, well: bool, alone: bool) -> Action:
     # What an engine gives to all its rows when it dies or hangs.
     died = failure.code == CONNECTION_LOST or (failure.unsure and failure.code in {"server_error", "timeout"})
     # Nobody else was there to take its place: it is refused for what it is.
-    refused_alone = alone and (well or failure.limits_rate)
-    return Action.BLAME if died or refused_alone else Action.RETURN
+    return Action.BLAME if died or (alone and well) else Action.RETURN
 
 
 def backoff(attempt: int, base: float, cap: float, jitter: float) -> float:

@@ -95,7 +95,6 @@ class RowQueue:
         if pending.suspect:
             self.suspects.put_back(pending)
         elif pending.returns >= MAX_RETURNS:
-            pending.returns = 0
             self.suspects.isolate(pending)
         else:
             self._returned.append(pending)

@@ -34,7 +34,7 @@ from airflow_arcadia.batch.retry_policy import (
     not_connected,
     timed_out,
 )
-from airflow_arcadia.batch.row_queue import RowQueue
+from airflow_arcadia.batch.row_queue import MAX_RETURNS, RowQueue
 from airflow_arcadia.batch.spec import BatchSpec
 from airflow_arcadia.batch.supervision import end_tasks
 from airflow_arcadia.batch.suspects import MAX_DEATHS_ALONE, PendingRow
@@ -200,6 +200,9 @@ class Sender:
             self._retry(sent, failure, server)
         elif action is Action.BLAME:
             self._lose(sent, failure, server)
+        elif pending.alone and failure.limits_rate and pending.returns + 1 >= MAX_RETURNS:
+            # Alone, after every pause that was asked for: it is more than is ever allowed.
+            self._fail(_failed(sent, failure.code, failure.message, failure))
         else:
             self.queue.give_back(pending, _weight(failure, well=well))
 
@@ -232,7 +235,8 @@ class Sender:
         self.queue.again(pending, backoff(pending.attempts, spec.retry_base_s, spec.retry_cap_s, jitter))
 
     def _lose(self, sent: Sent, failure: Failure, server: Server) -> None:
-        """Note a row that was in flight when its engine died."""
+        """Note a row that was in flight when its engine died, or that was refused alone."""
+        sent.pending.killed |= failure.code == CONNECTION_LOST or failure.unsure
         losses = self.losses.setdefault(server, [])
         if not losses:
             asyncio.get_running_loop().call_later(_GATHER_LOSSES_S, self._settle, server)
@@ -281,7 +285,7 @@ def _failed(sent: Sent, code: str, message: str, failure: Failure | None = None)
 
 
 def _convicted(sent: Sent, failure: Failure) -> RowFailed:
-    if failure.code == CONNECTION_LOST or failure.unsure:
+    if sent.pending.killed:
         times = f"{MAX_DEATHS_ALONE} times"
         message = f"The engine died {times} while it answered this row alone: {failure.message}"
         return _failed(sent, ENGINE_DIED, message)

@@ -24,7 +24,7 @@ class PendingRow:
     :param row: its number.
     """
 
-    __slots__ = ("alone", "attempts", "deaths_alone", "failed_at", "returns", "row", "suspect")
+    __slots__ = ("alone", "attempts", "deaths_alone", "failed_at", "killed", "returns", "row", "suspect")
 
     def __init__(self, row: int) -> None:
         self.row = row
@@ -38,6 +38,13 @@ class PendingRow:
         self.alone = False
         """To be sent to an endpoint that has nothing else to do."""
         self.deaths_alone = 0
+        self.killed = False
+        """An engine died with it in flight."""
+
+    def set_alone(self) -> None:
+        """Have it sent alone from now on."""
+        self.alone = True
+        self.returns = 0
 
 
 class Suspects:
@@ -78,7 +85,8 @@ class Suspects:
 
     def isolate(self, row: PendingRow) -> None:
         """Have the row sent alone: whatever happens to it then is its own doing."""
-        row.suspect = row.alone = True
+        row.suspect = True
+        row.set_alone()
         self._groups.append([row])
 
     def blame(self, rows: Sequence[PendingRow]) -> tuple[list[PendingRow], list[PendingRow]]:
@@ -101,7 +109,8 @@ class Suspects:
         size = -(-len(together) // PARTS)
         for begin in range(0, len(together), size or 1):
             group = together[begin : begin + size]
-            group[0].alone = len(group) == 1
+            if len(group) == 1:
+                group[0].set_alone()
             divided.append(group)
         self._groups.extendleft(reversed(divided))
         return convicted, [row for row in rows if not row.suspect]
@@ -140,7 +149,8 @@ class Suspects:
     def _add(self, rows: Sequence[PendingRow]) -> None:
         for row in rows:
             row.suspect = True
-            row.alone = len(rows) == 1
+        if len(rows) == 1:
+            rows[0].set_alone()
         if rows:
             self._groups.append(list(rows))
 

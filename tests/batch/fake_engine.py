@@ -100,7 +100,8 @@ class FakeEngine:
         async def restart() -> None:
             await self.stop()
             await asyncio.sleep(self.restart_s)
-            await self.start()
+            if self._runner is None:
+                await self.start()
 
         if self._restarts:
             return

@@ -252,3 +252,15 @@ def _lost(output: str, engine: FakeEngine, deaths_before: int) -> bool:
     """As the operator does when the only worker is lost: the batch is stopped once the death is noted."""
     notes = Path(output).with_name(".answers.jsonl.parts") / "suspects.json"
     return engine.deaths > deaths_before and not engine.restarting and notes.exists()
+
+
+async def test_a_row_that_is_always_beyond_the_rate_limit_fails_alone(
+    engine: FakeEngine, write_rows: Write, output: str, monkeypatch: pytest.MonkeyPatch
+):
+    """As one that asks for more tokens than a minute allows."""
+    monkeypatch.setattr("airflow_arcadia.batch.sender.MAX_RETURNS", 4)
+    monkeypatch.setattr("airflow_arcadia.batch.row_queue.MAX_RETURNS", 4)
+    engine.failing = {"row 3": [429] * 99}
+    summary = await run(spec(write_rows(*rows(40)), output), engine)
+    assert (summary.ok, summary.failed) == (39, 1)
+    assert answers(output)[3]["response"]["status_code"] == 429

@@ -172,7 +172,7 @@ def test_a_row_that_was_never_sent_is_not_to_blame():
 def test_a_row_that_is_refused_alone_by_an_endpoint_that_is_well_is_to_blame():
     assert decide(error(503), well=True, alone=True) is Action.BLAME
     assert decide(error(503), well=False, alone=True) is Action.RETURN
-    assert decide(error(429), well=False, alone=True) is Action.BLAME
+    assert decide(error(429), well=False, alone=True) is Action.RETURN
 
 
 def test_pauses_double_up_to_the_cap_and_are_spread():

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -11,9 +12,14 @@ from pathlib import Path
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, Progress, run_batch_async
 from airflow_arcadia.ports import free_port
-from tests.batch.reading import answers, text_of
+from tests.batch.reading import answers, text_of, until
 
 ROWS = 1200
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @asynccontextmanager
@@ -23,6 +29,8 @@ async def worker() -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
         *(sys.executable, "-m", "tests.runtime.worker_process", str(port)), stdout=subprocess.DEVNULL
     )
     try:
+        # Before another one looks for a free port.
+        await until(lambda: process.returncode is not None or is_listening(port), 60)
         yield f"http://127.0.0.1:{port}", process
     finally:
         if process.returncode is None:
@@ -35,12 +43,16 @@ async def test_no_row_fails_when_one_of_two_workers_is_drained(tmp_path: Path):
     prompts = [f"{'long' if number % 16 == 0 else 'short'} {number}" for number in range(ROWS)]
     source.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     async with worker() as (drained_url, drained), worker() as (other_url, _):
+        told = False
 
         def drain(progress: Progress) -> None:
-            if progress.done >= ROWS // 8 and drained.returncode is None:
+            nonlocal told
+            if progress.done >= ROWS // 8 and not told:
                 drained.send_signal(signal.SIGUSR1)
+                told = True
 
-        spec = BatchSpec(str(source), str(output), "tiny", max_in_flight=64, ordering="input")
+        options = {"max_in_flight": 64, "ordering": "input", "retry_base_s": 0.01}
+        spec = BatchSpec(str(source), str(output), "tiny", **options)
         summary = await run_batch_async(
             spec,
             [Endpoint(drained_url), Endpoint(other_url)],
