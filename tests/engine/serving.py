@@ -119,9 +119,13 @@ def launched(
     *,
     ray: RayConnection | None = None,
     api_key: str | None = None,
+    port: int = 0,
     **spec: Any,
 ) -> Iterator[Served]:
-    """A worker of its own lease; torn down at the end."""
+    """A worker of its own lease; torn down at the end.
+
+    :param port: where it listens however often it is launched; 0 takes a free one each time.
+    """
     store = LeaseStore(root)
     name = store.reserve(Identity("tests", root.name, "worker"), time.time()).name
     settings: dict[str, Any] = {
@@ -141,7 +145,7 @@ def launched(
         **settings,
     )
     secrets = {BATCH_TOKEN: TOKEN} | ({API_KEY: api_key} if api_key else {})
-    launcher = ProcessLauncher(store, worker_python, secrets=secrets)
+    launcher = ProcessLauncher(store, worker_python, port=port, secrets=secrets)
     before = shared_memory()
     lease = store.read(name)
     assert lease is not None
