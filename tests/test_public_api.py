@@ -80,6 +80,7 @@ def test_the_package_is_imported_without_airflow_until_a_name_needs_it():
     assert loaded == "False False"
 
 
+@pytest.mark.slow
 def test_a_strict_type_check_accepts_a_dag_and_finds_every_misspelt_option(tmp_path: Path):
     assert (ROOT / "airflow_arcadia" / "py.typed").exists()
     right, wrong = tmp_path / "right_dag.py", tmp_path / "wrong_dag.py"

@@ -44,6 +44,7 @@ def airflow(*words: str, home: Path) -> str:
     return subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=120).stdout
 
 
+@pytest.mark.slow
 def test_airflow_lists_the_provider_with_its_version(tmp_path: Path):
     listed = airflow("providers", "list", "--output", "plain", home=tmp_path)
     assert re.search(rf"airflow-provider-arcadia\s.*{re.escape(__version__)}", listed)

@@ -52,6 +52,7 @@ def test_only_a_run_of_all_its_files_counts_as_tested():
     assert covers(["tests/loopback_cluster/test_a.py::test_1", "x/test_b.py::test_2[3]@engine"], files)
 
 
+@pytest.mark.slow
 def test_a_test_that_uses_a_cluster_carries_its_marker_and_one_beside_it_does_not():
     words = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "cluster", "tests/kubernetes"]
     told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout

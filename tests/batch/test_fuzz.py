@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,6 +70,7 @@ def test_any_bytes_under_any_name(content: bytes, name: str):
     asyncio.run(answer(content, name))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(ROWS, min_size=1, max_size=6), st.sampled_from(["completion", "chat"]))
 def test_any_rows_under_a_template(rows: list[dict[str, Any]], prompt_as: str):

@@ -54,6 +54,7 @@ async def stopped_after(spec: BatchSpec, engine: FakeEngine, requests: int) -> N
 
 
 @pytest.mark.parametrize("ordering", ["input", "prefix"])
+@pytest.mark.slow
 async def test_files_are_byte_identical_after_any_number_of_kills(
     engine: FakeEngine, write_rows: Write, tmp_path: Path, ordering: str
 ):

@@ -23,6 +23,9 @@ LIFE = f"{PODS}::test_a_pod_is_launched_ready_and_torn_down_with_all_that_belong
 CONTRACT = "tests/kubernetes/test_launchers.py::test_a_launched_worker_lives"
 
 
+pytestmark = pytest.mark.cluster  # its own, beside the fixture's
+
+
 @pytest.fixture
 def kubeconfig(tmp_path: Path) -> Iterator[Path]:
     """Of a loopback cluster that runs by itself, as a real one does."""
