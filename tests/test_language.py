@@ -24,7 +24,7 @@ PLAIN = {
     rf"(?<!there )\b(is|are) no (valid )?({_THING})\b": "is not a …",
     r"\brooms?\b": "module, package, space or capacity",
     r"\bhas room\b": "has capacity",
-    r"\b(does|do) not go\b": "is still terminating",
+    r"\b(does|do) not go(?!\s+(by|on|to|through|into|beyond|away)\b)": "is still terminating",
     r"\bmakes? room\b": "is replaced, space is freed",
     r"\b(desk|lanes?)\b": "endpoint caller, sender",
     r"\bthe house\b": "the project",
