@@ -10,6 +10,7 @@ up to date, and with a fitting one nothing happens.
 
 import argparse
 import contextlib
+import ctypes
 import fcntl
 import hashlib
 import json
@@ -30,6 +31,7 @@ WANTED = ".".join(map(str, PYTHON_VERSION))
 UV = "uv>=0.9,<1"
 OLDEST_UV = (0, 7)  # the first minor version with --torch-backend in all of its releases
 STAMP = "arcadia-setup.stamp"
+LIBNUMA = "libnuma.so.1"
 
 AIRFLOW = (".venv", "requirements/airflow.txt")
 WORKER = (".venv-worker", "requirements/worker.txt")
@@ -181,6 +183,9 @@ def make_environment(folder, lock, python, env):
     # bring back what the overrides took out.
     run([uv, "pip", "sync", *target, *torch, str(ROOT / lock)], env)
     run([uv, "pip", "install", *target, "--no-deps", "--editable", str(ROOT)], env)
+    if lock == WORKER[1]:
+        # vLLM itself imports without its kernels, and a server would only end when it starts.
+        run([str(place / "bin/python"), "-c", "import vllm._C"], env)
     draft = stamp.with_suffix(".tmp")
     draft.write_text(wanted, encoding="utf-8")
     draft.rename(stamp)
@@ -213,8 +218,27 @@ def make_folder_of_packages(folder, lock, env):
     stamp.write_text(wanted, encoding="utf-8")
 
 
+def require_libnuma(env, *, load=ctypes.CDLL, is_root=lambda: os.geteuid() == 0, which=shutil.which):
+    """Make sure that vLLM's kernels find libnuma, before anything is downloaded.
+
+    It is installed where this is root on Debian. Raises SetupError saying how to install it elsewhere.
+    """
+    try:
+        load(LIBNUMA)
+    except OSError:
+        if not (is_root() and which("apt-get")):
+            raise SetupError(
+                f"{LIBNUMA} was not found, and vLLM's kernels need it. Nothing was downloaded.\n"
+                "Install it (Debian, Ubuntu: apt-get install libnuma1; Fedora, RHEL: dnf install "
+                "numactl-libs) and run again."
+            ) from None
+        say(f"{LIBNUMA}: not found, installed with apt-get")
+        run(["apt-get", "install", "--yes", "--no-install-recommends", "libnuma1"], env)
+
+
 def setup(demo, env):
     """Everything that is missing."""
+    require_libnuma(env)
     python = find_python([env.get("PYTHON"), f"python{WANTED}", "python3", sys.executable])
     if os.path.realpath(sys.executable) != python:
         os.execve(python, [python, *sys.argv], env)  # noqa: S606 - the same program, with that Python

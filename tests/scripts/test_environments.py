@@ -106,3 +106,22 @@ def test_a_linters_setting_is_no_reason_to_install_again(
     with (tmp_path / lock).open("a") as file:
         file.write("one-more==1.0\n")
     assert environments.fingerprint(lock) != before
+
+
+def missing(name: str) -> None:
+    raise OSError(f"{name}: cannot open shared object file")
+
+
+def test_a_missing_libnuma_is_told_before_anything_is_downloaded(environments: ModuleType):
+    with pytest.raises(environments.SetupError, match="apt-get install libnuma1"):
+        environments.require_libnuma({}, load=missing, is_root=lambda: False)
+
+
+def test_libnuma_is_installed_where_this_is_root_on_debian(
+    environments: ModuleType, monkeypatch: pytest.MonkeyPatch
+):
+    ran: list[list[str]] = []
+    monkeypatch.setattr(environments, "run", lambda command, env: ran.append(command))
+    environments.require_libnuma({}, load=missing, is_root=lambda: True, which=lambda name: f"/bin/{name}")
+    assert [command[-1] for command in ran] == ["libnuma1"]
+    environments.require_libnuma({}, load=lambda name: None, is_root=lambda: False)
