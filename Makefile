@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-fast test-kubernetes test-loopback test-chaos test-fuzz chaos matrix soak lint demo up down bench lock clean distclean
+.PHONY: help setup test test-fast test-kubernetes test-loopback test-chaos test-fuzz chaos matrix soak lint demo up down bench wheel lock clean distclean
 
 # Any Python finds a 3.11 by itself; name one with PYTHON=/path/to/python3.11.
 PYTHON ?= python3
@@ -69,6 +69,9 @@ down: ## end what `make up` started, children included
 
 bench: setup ## measure beside vLLM offline, run-batch and Ray Data LLM; ARGS=throughput for these alone
 	$(BIN)/python -m benchmarks $(ARGS)
+
+wheel: ## build the package into dist/, to be installed with pip
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 lock: ## resolve requirements/*.in again
 	@$(ENVIRONMENTS) lock

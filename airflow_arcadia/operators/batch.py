@@ -190,7 +190,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
                 what_to_do="Use run_in='task' for several.",
             )
         batch_id = asyncio.run(self._submit(handles[0], spec))
-        context["task_state_store"].set(BATCH_KEY, batch_id)
+        _keep(context, BATCH_KEY, batch_id)
         self.log.info("%s runs in the worker at %s.", batch_id, handles[0].url)
         self.defer(
             trigger=ArcadiaBatchInferenceTrigger(
@@ -243,7 +243,14 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
 
     def _report(self, progress: Progress, context: Context) -> None:
         self.log.info("%s", progress)
-        context["task_state_store"].set(PROGRESS_KEY, progress.to_dict())
+        _keep(context, PROGRESS_KEY, progress.to_dict())
+
+
+def _keep(context: Context, key: str, value: Any) -> None:
+    """Put a value into the task state store, to be seen in the UI; Airflow before 3.3 has none."""
+    store = context.get("task_state_store")
+    if store is not None:
+        store.set(key, value)
 
 
 class ArcadiaCheckBatchInputOperator(BaseOperator):

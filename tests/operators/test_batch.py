@@ -26,6 +26,7 @@ from airflow_arcadia.operators.batch import (
     PROGRESS_KEY,
     ArcadiaBatchInferenceOperator,
     ArcadiaCheckBatchInputOperator,
+    _keep,
 )
 from airflow_arcadia.processes import mark, spawn
 from airflow_arcadia.worker import WorkerHandle
@@ -381,3 +382,12 @@ async def test_failed_rows_are_warned_of_by_code_with_their_file_and_the_first_o
         "bad: no_prompt: The row has none",
     ):
         assert any(said in line for line in warned)
+
+
+def test_on_airflow_before_3_3_there_is_no_task_state_store_and_the_batch_goes_on():
+    context = make_context()
+    del context["task_state_store"]
+    _keep(context, "key", 1)
+    context = make_context()
+    _keep(context, "key", 1)
+    assert context["task_state_store"] == {"key": 1}
