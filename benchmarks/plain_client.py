@@ -16,7 +16,8 @@ def send_all(rows: Path, url: str, in_flight: int) -> float:
 
     async def send() -> float:
         connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(connector=connector) as session:
+        headers = {"Content-Type": "application/json"}
+        async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
 
             async def send_some() -> None:
                 for line in lines:
