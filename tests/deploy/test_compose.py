@@ -72,3 +72,17 @@ def test_the_connection_is_one_that_the_hook_reads(stack: dict[str, Any], secret
     assert config.ray_clusters[0].is_loopback
     command = stack["services"]["controller"]["entrypoint"]
     assert config.gateway.controller == f"http://127.0.0.1:{command[-1]}"
+
+
+def test_what_a_run_leaves_outlives_the_containers(stack: dict[str, Any]):
+    mounted = {volume.split(":")[1] for volume in stack["services"]["airflow"]["volumes"]}
+    assert {"/answers", "/state", "/models", "/opt/airflow/logs"} <= mounted
+
+
+def test_base_images_and_indexes_can_be_a_mirrors(stack: dict[str, Any]):
+    text = FILE.read_text()
+    assert "${POSTGRES_IMAGE:-" in text
+    arguments = stack["services"]["airflow"]["build"]["args"]
+    recipe = (ROOT / "docker" / "Dockerfile.airflow").read_text()
+    for name in arguments:
+        assert re.search(rf"^ARG {name}\b", recipe, re.MULTILINE)

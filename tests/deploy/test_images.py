@@ -112,3 +112,9 @@ def test_secrets_for_compose_are_random_and_never_shown_on_a_terminal_by_chance(
     assert first.keys() == second.keys()
     assert not set(first.values()) & set(second.values())
     assert all(len(value) >= 44 for value in first.values())
+
+
+def test_the_workers_kernels_are_loaded_while_the_image_is_built():
+    runs = [words for kind, words in steps("docker/Dockerfile.airflow") if kind == "RUN"]
+    assert any("apt-get install" in words and "libnuma1" in words for words in runs)
+    assert any("import torch, vllm._C" in words for words in runs)
