@@ -78,7 +78,7 @@ class PodLauncher:
         placed = spec.at(placement)
         pod = self._request(manifest.pod(placed, lease, self._settings, self._secrets))
         if placed.uses_ray:
-            pod = manifest.with_own_gpus(pod)  # as sent: an overlay may have given it some
+            pod = manifest.with_own_gpus(pod, placed)
         where: dict[str, Any] = {
             "namespace": self._api.namespace,
             "pod": pod["metadata"]["name"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from airflow_arcadia.kubernetes.kinds import (
@@ -137,12 +138,12 @@ def pod(spec: PlacedWorker, lease: Lease, settings: PodSettings, secrets: Mappin
     return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": body}
 
 
-def with_own_gpus(pod: Object) -> Object:
-    """The pod with ``ARCADIA_NODE_GPUS`` set to the GPUs of its worker's container."""
+def with_own_gpus(pod: Object, spec: PlacedWorker) -> Object:
+    """The pod with its worker told of the GPUs of its container, which an overlay may have given it."""
     worker = next((c for c in pod["spec"]["containers"] if c["name"] == CONTAINER), None)
     if worker is not None and not any(item["name"] == NODE_GPUS for item in worker.get("env") or ()):
-        gpus = own_gpus(worker.get("resources") or {})
-        worker["env"] = [*(worker.get("env") or ()), {"name": NODE_GPUS, "value": str(gpus)}]
+        told = replace(spec, node_gpus=own_gpus(worker.get("resources") or {})).to_env()[NODE_GPUS]
+        worker["env"] = [*(worker.get("env") or ()), {"name": NODE_GPUS, "value": told}]
     return pod
 
 

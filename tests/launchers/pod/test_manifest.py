@@ -45,6 +45,9 @@ def test_resources_are_passed_on_exactly_as_given_and_are_not_number_gpus():
     assert env(pod)["RAY_CLUSTER_INDEX"] == "0"
 
 
+SPREAD = WorkerSpec(name="answer-1", model="m", num_gpus=4, ray_address="head:6379").at(Placement())
+
+
 @pytest.mark.parametrize(
     ("limits", "gpus"),
     [
@@ -57,12 +60,12 @@ def test_resources_are_passed_on_exactly_as_given_and_are_not_number_gpus():
 def test_the_worker_is_told_of_the_gpus_its_pod_is_sent_with(limits: dict[str, Any], gpus: str):
     pod = made(spec={"num_gpus": 4, "ray_address": "head:6379"})
     container(pod)["resources"] = {"limits": limits}  # as an overlay may have it
-    assert env(manifest.with_own_gpus(pod))["ARCADIA_NODE_GPUS"] == gpus
+    assert env(manifest.with_own_gpus(pod, SPREAD))["ARCADIA_NODE_GPUS"] == gpus
 
 
 def test_gpus_that_the_user_states_are_left_as_they_are():
     pod = made(spec={"num_gpus": 4, "ray_address": "h:1", "additional_envs": {"ARCADIA_NODE_GPUS": "7"}})
-    assert env(manifest.with_own_gpus(pod))["ARCADIA_NODE_GPUS"] == "7"
+    assert env(manifest.with_own_gpus(pod, SPREAD))["ARCADIA_NODE_GPUS"] == "7"
 
 
 def test_nothing_secret_is_in_the_manifest_but_the_paths_of_files():
