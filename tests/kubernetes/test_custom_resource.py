@@ -347,7 +347,9 @@ def created(**change: Any) -> dict[str, Any]:
         ({"index": 1, "custom_resource": {"existing": True, "name": "w"}}, "is one"),
     ],
 )
-def test_what_cannot_work_is_met_at_the_door(run: Run, cluster: Cluster, wrong: dict[str, Any], said: str):
+def test_what_cannot_work_is_refused_before_anything_is_made(
+    run: Run, cluster: Cluster, wrong: dict[str, Any], said: str
+):
     settings = wrong.get("custom_resource", {})
     settings = settings if settings.get("existing") else made_here(**settings)
     with pytest.raises(AirflowFailException, match=said):

@@ -109,7 +109,7 @@ def test_a_setting_that_would_be_ignored_or_cannot_be_is_refused(run: Run, wrong
     assert run.objects == before
 
 
-def test_a_secret_among_the_additional_envs_is_refused_at_the_door(run: Run):
+def test_a_secret_among_the_additional_envs_is_refused_before_anything_is_made(run: Run):
     with pytest.raises(AirflowFailException, match="HF_TOKEN, which looks like a secret"):
         run.launch(additional_envs={"HF_TOKEN": "x"})
     assert [item.split()[-1] for item in run.objects] == [run.lease], "the Lease alone"

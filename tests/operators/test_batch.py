@@ -120,7 +120,7 @@ def test_an_output_that_exists_is_refused_for_good(tmp_path: Path):
 
 
 @pytest.mark.parametrize("no", ["False", "false", "0", "", None])
-def test_overwrite_rendered_as_text_keeps_somebodys_file(tmp_path: Path, no: str | None):
+def test_overwrite_rendered_as_text_keeps_another_users_file(tmp_path: Path, no: str | None):
     (tmp_path / "out.jsonl").write_text("somebody's")
     for options in ({"overwrite": no}, json.dumps({"overwrite": no})):
         with pytest.raises(AirflowFailException, match="exists"):

@@ -1,4 +1,4 @@
-"""The worker's operators: what is refused at the door, and that nothing was started by then."""
+"""The worker's operators: what is refused before anything starts, retries, and the teardown."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ def test_secrets_are_in_files_of_the_lease_and_nowhere_else(
 def test_a_retry_finds_the_worker_it_started(lease: Lease, store: LeaseStore):
     first = launch(lease)
     assert launch(lease) == first
-    # The earlier try was killed before it wrote down the pid: found by its mark.
+    # The earlier attempt was killed before it wrote down the pid: found by its mark.
     forgotten = {k: v for k, v in first["where"].items() if k not in {"pid", "started_at", "url"}}
     store.update(lease.name, lambda held: held.record(Owned("worker", lease.name, "process", forgotten)))
     again = launch(lease)
