@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 import time
@@ -64,10 +65,12 @@ def test_no_secret_is_in_the_pod_in_clear(run: Run, cluster: Cluster, caplog: py
     handle = run.launch()
     pod = json.dumps(cluster.pod(handle["where"]["pod"]))
     lease = cluster.coordination.read_namespaced_lease(run.lease, cluster.namespace)
-    for secret in ("the-api-key", "the-hf-token"):
-        assert secret not in pod + json.dumps(handle) + str(lease) + caplog.text
     kept = cluster.core.read_namespaced_secret(f"{run.lease}-worker", cluster.namespace)
-    assert set(kept.data) == {"api-key", "hf-token"}
+    secrets = {key: base64.b64decode(value).decode() for key, value in kept.data.items()}
+    assert set(secrets) == {"api-key", "hf-token", "batch-token"}
+    assert (secrets["api-key"], secrets["hf-token"]) == ("the-api-key", "the-hf-token")
+    for secret in secrets.values():
+        assert secret not in pod + json.dumps(handle) + str(lease) + caplog.text
     run.teardown()
 
 
