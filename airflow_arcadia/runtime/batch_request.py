@@ -18,7 +18,8 @@ _ENDPOINTS = (CHAT, COMPLETIONS, EMBEDDINGS)
 _CLIENT_OPTIONS = frozenset(
     {"limit", "max_in_flight", "max_attempts", "max_failed_rows", "max_failed_fraction", "overwrite"}
     | {"on_change", "retry_failed_only", "prompt_column", "prompt_template", "prompt_as", "input_format"}
-    | {"ordering", "num_gpus", "request_timeout_s", "endpoint_timeout_s", "hang_timeout_s"}
+    | {"columns_as_parameters", "ordering", "num_gpus"}
+    | {"request_timeout_s", "endpoint_timeout_s", "hang_timeout_s"}
 )
 """Options of a client that is not the run's own task: none that takes the server's memory or disk."""
 _CLIENT_LIMITS = {"max_in_flight": 4096, "max_attempts": 100}

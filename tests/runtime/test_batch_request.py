@@ -61,3 +61,9 @@ def test_only_the_runs_own_tasks_may_take_the_servers_memory_and_disk(options: d
     parse({**SOURCE, "options": options}, "m", trusted=True)
     with pytest.raises(ArcadiaError):
         parse({**SOURCE, "options": options}, "m", trusted=False)
+
+
+def test_a_client_may_say_which_columns_of_its_table_are_request_fields():
+    options = {"columns_as_parameters": ["seed"], "prompt_template": "{{ city }}"}
+    spec = parse({**SOURCE, "options": options}, "m", trusted=False).spec
+    assert list(spec.columns_as_parameters) == ["seed"]
