@@ -36,7 +36,7 @@ def failed_first(context: Context, upstream: Sequence[str]) -> list[str]:
 
 
 def run_is_failed(context: Context) -> bool:
-    """Whether the run was marked failed while its teardown ran; False where that cannot be read."""
+    """Whether the run failed while its teardown ran (dagrun_timeout); False where that cannot be read."""
     ti: Any = context["ti"]
     read = getattr(ti, "get_dagrun_state", None)
     if read is None:

@@ -204,8 +204,8 @@ class ArcadiaTeardownWorkerOperator(BaseOperator):
     """End everything the lease owns and wait until it is gone. Idempotent.
 
     Made to be a *teardown* task with ``on_failure_fail_dagrun=True``. That makes it decide the run's
-    state, so it fails, after cleaning up, when a task of its scope failed or the run was marked failed
-    meanwhile: a failed run must not turn green.
+    state, so it fails, after cleaning up, when a task of its scope failed or the run failed
+    meanwhile (``dagrun_timeout``): a failed run must not turn green.
 
     :param lease: name of the lease.
     :param group: what the lease is for, as in ``ArcadiaReserveWorkerOperator``: finds the lease of a reserve
@@ -256,7 +256,7 @@ class ArcadiaTeardownWorkerOperator(BaseOperator):
             )
         if run_is_failed(context):
             raise AirflowFailException(
-                "Cleaned up, and nothing is left running; the run fails because it was marked failed."
+                "Cleaned up, and nothing is left running; the run had failed meanwhile."
             )
 
     def _upstream_in_order(self) -> list[str]:
