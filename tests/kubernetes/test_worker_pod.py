@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import threading
@@ -12,6 +13,8 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError, TeardownError
+from airflow_arcadia.hooks.arcadia import ArcadiaHook
+from airflow_arcadia.worker import WorkerHandle
 from tests.conftest import wait_for
 from tests.kubernetes.workers import STAND_IN, Run, connect, stand_in
 from tests.loopback_cluster.cluster import Cluster, Loopback
@@ -71,6 +74,10 @@ def test_no_secret_is_in_the_pod_in_clear(run: Run, cluster: Cluster, caplog: py
     assert (secrets["api-key"], secrets["hf-token"]) == ("the-api-key", "the-hf-token")
     for secret in secrets.values():
         assert secret not in pod + json.dumps(handle) + str(lease) + caplog.text
+    # Another attempt makes no other token, and the run's tasks read the one there is.
+    assert run.launch()["where"]["uid"] == handle["where"]["uid"]
+    read = asyncio.run(ArcadiaHook().batch_token(WorkerHandle.from_dict(handle)))
+    assert read == secrets["batch-token"]
     run.teardown()
 
 

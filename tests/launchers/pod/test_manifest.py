@@ -201,3 +201,27 @@ def test_a_variable_that_looks_like_a_secret_is_refused(name: str):
     with pytest.raises(ArcadiaConfigError, match=name):
         refuse_secrets({name: "x"})
     refuse_secrets({"HF_TOKEN_PATH": "/f", "TOKENIZERS_PARALLELISM": "false", "NCCL_SOCKET_IFNAME": "eth0"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "secrets", "gateway", "ports"),
+    [
+        ({}, SECRETS, True, {"http": 21002, "fastchat": 21003}),
+        ({}, SECRETS, False, {"http": 21002}),
+        ({}, {}, True, {"http": 21002}),
+        ({"fastchat_port": None}, SECRETS, True, {"http": 21002}),
+        ({"fastchat_port": "9000"}, SECRETS, True, {"http": 21002, "fastchat": 9000}),
+    ],
+)
+def test_a_gateway_reaches_a_worker_with_a_key_at_a_port_of_its_own(
+    settings: dict[str, Any], secrets: dict[str, str], gateway: bool, ports: dict[str, int]
+):
+    parsed = PodSettings.parse({"image": "worker:1", **settings})
+    placement = manifest.placement("answer-1", parsed, "ns", secrets, gateway=gateway)
+    worker = WorkerSpec(name="answer-1", model="m").at(placement)
+    service = manifest.service(worker, LEASE, parsed)
+    assert {port["name"]: port["port"] for port in service["spec"]["ports"]} == ports
+    pod = container(manifest.pod(worker, LEASE, parsed, secrets))
+    assert {port["name"]: port["containerPort"] for port in pod["ports"]} == ports
+    port = ports.get("fastchat", 21002)
+    assert placement.fastchat_url == f"http://answer-1-worker.ns.svc:{port}"
