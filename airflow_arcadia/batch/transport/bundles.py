@@ -224,7 +224,11 @@ class BundlingClient:
                 _answer(bundle.rows[number], answer)
 
         try:
-            whole = await self._http.post(PATH, pack((row.path, row.body) for row in bundle.rows), take)
+            data = pack((row.path, row.body) for row in bundle.rows)
+            for row in bundle.rows:
+                # A bundle lives as long as its last row: the others' bytes are not to be kept for that.
+                row.body = b""
+            whole = await self._http.post(PATH, data, take)
         except (ConnectionLost, AnswerTimeout) as error:
             self._takes = None
             _fail(bundle, error)
