@@ -9,7 +9,8 @@ Beside the output lies the hidden folder ``.<name>.parts``:
 - ``order-<digest>``: the order to send the rows in, unless it is the input's,
 - ``attempt-<token>.json``: one per attempt; the highest token is the only one that may commit. It lists what
   it found committed, so that a segment which an earlier attempt commits afterwards never counts,
-- ``seg-<token>-<nonce>-<number>``: committed rows.
+- ``seg-<token>-<nonce>-<number>``: committed rows,
+- ``suspects.json``: rows that may kill the engine, see :mod:`~airflow_arcadia.batch.output.suspect_notes`.
 
 The token is the fencing token. It only increases while the folder exists; the nonce distinguishes attempts
 that got the same token because the folder was removed in between, or because the store ignores the condition
