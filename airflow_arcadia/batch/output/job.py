@@ -287,10 +287,10 @@ def reopen(parts: Folder, manifest: Manifest, summary: BatchSummary, output: Pat
         for row, line in enumerate(file):
             buffer.add(row, line.rstrip(b"\n"), failed=not _is_answered(line, row, output))
             rows += 1
-            if len(buffer.lines) == _REOPENED_ROWS:
+            if len(buffer.rows) == _REOPENED_ROWS:
                 job.commit(buffer)
                 buffer = SegmentBuffer()
-    if buffer.lines:
+    if buffer.rows:
         job.commit(buffer)
     if rows != manifest.rows:
         raise _not_an_output(output, f"it has {rows} rows, not {manifest.rows}")

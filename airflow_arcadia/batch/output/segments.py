@@ -81,15 +81,22 @@ class SegmentBuffer:
 
     def __init__(self) -> None:
         self.rows = array("I")
-        self.lines: list[bytes] = []
         self.counts = Counts()
-        self.size = 0
+        self._offsets = array("Q")
+        self._frames = bytearray()
+        """The lines, copied: the bytes that orjson returns are several times larger than they look."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that the lines take."""
+        return len(self._frames)
 
     def add(self, row: int, line: bytes, *, failed: bool) -> None:
         """Take a row's line of the output."""
         self.rows.append(row | FAILED if failed else row)
-        self.lines.append(line)
-        self.size += len(line)
+        self._offsets.append(len(self._frames))
+        self._frames += _FRAME.pack(len(line), zlib.crc32(line))
+        self._frames += line
         if failed:
             self.counts.failed += 1
         else:
@@ -97,18 +104,12 @@ class SegmentBuffer:
 
     def write(self, path: Path) -> None:
         """Write the segment and fsync it."""
-        offsets = array("Q")
-        position = 0
-        with path.open("wb", buffering=1 << 18) as file:
-            for line in self.lines:
-                offsets.append(position)
-                file.write(_FRAME.pack(len(line), zlib.crc32(line)))
-                file.write(line)
-                position += _FRAME.size + len(line)
-            counts = orjson.dumps(asdict(self.counts))
-            footer = self.rows.tobytes() + offsets.tobytes() + counts
+        counts = orjson.dumps(asdict(self.counts))
+        footer = self.rows.tobytes() + self._offsets.tobytes() + counts
+        with path.open("wb") as file:
+            file.write(self._frames)
             file.write(footer)
-            file.write(_TAIL.pack(position, len(self.rows), len(counts), zlib.crc32(footer), _MAGIC))
+            file.write(_TAIL.pack(self.size, len(self.rows), len(counts), zlib.crc32(footer), _MAGIC))
             sync(file)
 
 

@@ -60,14 +60,14 @@ class SegmentWriter:
         else:
             job.counts.ok += 1
         job.states[row] = 2 if failed else 1
-        if len(buffer.lines) >= self._rows or buffer.size >= SEGMENT_BYTES:
+        if len(buffer.rows) >= self._rows or buffer.size >= SEGMENT_BYTES:
             self._start()
 
     @property
     def has_room(self) -> bool:
         """Whether rows may be sent: storage keeps up with the answers."""
         return self._commit is None or (
-            len(self._buffer.lines) < self._rows and self._buffer.size < SEGMENT_BYTES
+            len(self._buffer.rows) < self._rows and self._buffer.size < SEGMENT_BYTES
         )
 
     async def wait_for_space(self) -> None:
@@ -77,7 +77,7 @@ class SegmentWriter:
 
     def tick(self) -> None:
         """Commit what has waited long enough."""
-        if self._buffer.lines and time.monotonic() - self._since >= self._seconds:
+        if self._buffer.rows and time.monotonic() - self._since >= self._seconds:
             self._start()
 
     async def flush(self, *, patient: bool = True) -> None:
@@ -87,7 +87,7 @@ class SegmentWriter:
         """
         if not patient:
             self._patience = min(self._patience, LAST_PATIENCE_S)
-        while self._commit is not None or self._buffer.lines:
+        while self._commit is not None or self._buffer.rows:
             self._start()
             if self._commit is not None:
                 await asyncio.wait([self._commit])
