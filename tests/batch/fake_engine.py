@@ -49,6 +49,8 @@ class FakeEngine:
         self.delays: dict[str, asyncio.Event] = {}
         """Prompt → what it waits for."""
         self.delay = 0.0
+        self.row_limit: int | None = None
+        """Rows seen beyond so many are not answered."""
         self.takes_bundles = False
         self.bundles: list[int] = []
         """Rows in each bundle so far."""
@@ -185,6 +187,8 @@ class FakeEngine:
         (self.probed if is_probe(body) else self.seen)[text] += 1
         if self.refusing:
             return _error(self.refusing, "it refuses everything", self.retry_after)
+        if self.row_limit is not None and self.seen.total() > self.row_limit and not is_probe(body):
+            await asyncio.Event().wait()  # until its connection is closed
         if self.held is not None:
             await self.held.wait()
         if text in self.delays:

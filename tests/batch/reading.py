@@ -1,4 +1,4 @@
-"""Reads what a batch wrote, and waits for what it does."""
+"""Reads what a batch wrote, waits for what it does, and stops it half-way."""
 
 import asyncio
 import json
@@ -6,7 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from airflow_arcadia.batch import BatchSpec, Endpoint, run_batch_async
 from airflow_arcadia.batch.openai_format import is_answered
+from airflow_arcadia.exceptions import BatchError
+from tests.batch.fake_engine import FakeEngine
 
 
 def answers(output: str) -> list[dict[str, Any]]:
@@ -38,6 +43,18 @@ async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
             await asyncio.sleep(0.005)
 
     await asyncio.wait_for(wait(), seconds)
+
+
+async def stopped_after(job: BatchSpec, engine: FakeEngine, rows: int) -> BatchError:
+    """Run the batch until the engine has seen so many rows more, and stop it; returns how it ended.
+
+    The engine answers no row beyond these, so that the batch cannot be done before it looks for the stop.
+    """
+    target = engine.row_limit = engine.seen.total() + rows
+    with pytest.raises(BatchError, match="was stopped after") as raised:
+        await run_batch_async(job, [Endpoint(engine.url)], should_stop=lambda: engine.seen.total() > target)
+    engine.row_limit = None
+    return raised.value
 
 
 def folder_of(output: str) -> list[str]:

@@ -16,7 +16,7 @@ from airflow_arcadia.batch.input.source import InputChanged
 from airflow_arcadia.batch.output.job import Superseded
 from airflow_arcadia.exceptions import BatchError, BatchInputError
 from tests.batch.fake_engine import FakeEngine, serving
-from tests.batch.reading import answers, text_of, until
+from tests.batch.reading import answers, stopped_after, text_of, until
 
 Write = Callable[..., str]
 ROWS = [{"prompt": f"row {row:03d}"} for row in range(100)]
@@ -43,11 +43,7 @@ def expected(rows: list[dict[str, Any]] = ROWS) -> list[str]:
 
 
 async def stopped_half_way(job: BatchSpec, engine: FakeEngine) -> None:
-    engine.delay = 0.01
-    target = engine.seen.total() + 40
-    with pytest.raises(BatchError, match="was stopped"):
-        await run_batch_async(job, [Endpoint(engine.url)], should_stop=lambda: engine.seen.total() > target)
-    engine.delay = 0.0
+    await stopped_after(job, engine, 40)
 
 
 @pytest.mark.parametrize("memory", [False, True], ids=["local", "memory"])

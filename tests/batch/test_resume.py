@@ -16,7 +16,7 @@ from airflow_arcadia.batch.output.job import Superseded
 from airflow_arcadia.batch.output.segments import FAILED, read_footer
 from airflow_arcadia.exceptions import BatchError, BatchInputError
 from tests.batch.fake_engine import FakeEngine
-from tests.batch.reading import answers, codes, folder_of, text_of, until
+from tests.batch.reading import answers, codes, folder_of, stopped_after, text_of, until
 
 Write = Callable[..., str]
 
@@ -44,13 +44,6 @@ def committed(output: str) -> set[int]:
     """Row numbers in segments that are whole."""
     footers = [read_footer(path) for path in parts_of(output).glob("seg-*")]
     return {row & (FAILED - 1) for footer in footers if footer for row in footer.rows}
-
-
-async def stopped_after(spec: BatchSpec, engine: FakeEngine, requests: int) -> None:
-    with pytest.raises(BatchError, match="was stopped"):
-        await run_batch_async(
-            spec, [Endpoint(engine.url)], should_stop=lambda: engine.seen.total() >= requests
-        )
 
 
 @pytest.mark.parametrize("ordering", ["input", "prefix"])

@@ -9,7 +9,7 @@ import pytest
 from airflow_arcadia.batch import BatchSpec, Endpoint, Progress, run_batch, run_batch_async
 from airflow_arcadia.exceptions import BatchError, BatchInputError
 from tests.batch.fake_engine import FakeEngine, serving
-from tests.batch.reading import answers, codes, folder_of, summary_of, text_of, until
+from tests.batch.reading import answers, codes, folder_of, stopped_after, summary_of, text_of, until
 
 Write = Callable[..., str]
 
@@ -154,8 +154,7 @@ async def test_stopping_keeps_what_is_answered_and_a_second_run_goes_on(
     engine.delay = 0.005
     rows = [{"prompt": f"row {number}"} for number in range(300)]
     options = spec(write_rows(*rows), output, max_in_flight=4)
-    with pytest.raises(BatchError, match="was stopped after"):
-        await run_batch_async(options, [Endpoint(engine.url)], should_stop=lambda: engine.seen.total() > 100)
+    await stopped_after(options, engine, 100)
     engine.delay = 0.0
     summary = await run_batch_async(options, [Endpoint(engine.url)])
     assert 90 <= summary.resumed_rows < 300
