@@ -10,7 +10,9 @@ import pytest
 from kubernetes import client  # noqa: TID253
 
 from tests.conftest import wait_for
-from tests.loopback_cluster.cluster import Cluster
+from tests.loopback_cluster.cluster import Cluster, Loopback
+from tests.loopback_cluster.kubelet.client import ApiClient
+from tests.loopback_cluster.kubelet.events import Recorder
 
 LEASE = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "l"}}
 
@@ -168,6 +170,25 @@ def test_a_namespace_that_enforces_a_level_refuses_what_is_below_it(cluster: Clu
     wait_for(lambda: cluster.core.list_namespaced_service_account(name).items, 20, "its service account")
     cluster.core.create_namespaced_pod(name, body)
     cluster.core.delete_namespace(name)
+
+
+async def test_a_controller_outlives_a_namespace_that_is_deleted_under_it(
+    cluster: Cluster, loopback: Loopback
+):
+    """A scheduler that tells of a pod it has just bound finds the namespace going."""
+    name = cluster.core.create_namespace(space("going-", {})).metadata.name
+    held = object_of("ConfigMap", "held")
+    held["metadata"]["finalizers"] = ["tests.example/hold"]
+    cluster.core.create_namespaced_config_map(name, held)
+    cluster.core.delete_namespace(name)
+    api = ApiClient(loopback.url)
+    try:
+        pod = {"metadata": {"name": "p", "namespace": name, "uid": "1"}}
+        await Recorder(api, "scheduler").tell(pod, "Scheduled", "bound", "Normal")
+    finally:
+        await api.close()
+    assert not cluster.core.list_namespaced_event(name).items
+    cluster.core.patch_namespaced_config_map("held", name, {"metadata": {"finalizers": None}})
 
 
 def test_a_namespace_goes_with_all_that_is_in_it_and_takes_nothing_new_meanwhile(cluster: Cluster):
