@@ -13,6 +13,7 @@ from airflow_arcadia.hooks.arcadia import ArcadiaHook
 from airflow_arcadia.lease import Identity
 from airflow_arcadia.reap import connection_ids, lines_of, reap_connection, run_state
 from airflow_arcadia.ui import database
+from airflow_arcadia.worker import WorkerHandle
 
 GRACE_S = 15.0
 LONGEST_S = 60.0
@@ -75,16 +76,22 @@ def cancel_batch(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
     for run_task in database.run_tasks([(dag_id, run_id)]):
         handle = run_task.value
         if run_task.operator == database.LAUNCH_OPERATOR and isinstance(handle, Mapping):
-            hook = ArcadiaHook(_connection_of(handle))
-            asyncio.run(RemoteBatches(Endpoint(str(handle["url"]), hook.api_key)).cancel(str(batch_id)))
+            asyncio.run(_cancel(WorkerHandle.from_dict(handle), str(batch_id)))
             return f"{batch_id} stops at the next committed row; what it committed is kept."
     raise ArcadiaConfigError("The batch's worker is not known.", what_to_do="Mark its task as failed.")
 
 
-def _connection_of(handle: Mapping[str, object]) -> str:
+async def _cancel(handle: WorkerHandle, batch_id: str) -> None:
+    hook = ArcadiaHook(await asyncio.to_thread(_connection_of, handle))
+    endpoint = Endpoint(handle.url, await asyncio.to_thread(lambda: hook.api_key))
+    # A batch of the run's own tasks is known only to who sends their token.
+    await RemoteBatches(endpoint, await hook.batch_token(handle)).cancel(batch_id)
+
+
+def _connection_of(handle: WorkerHandle) -> str:
     """The connection whose leases have the worker's."""
     for conn_id in connection_ids():
-        if ArcadiaHook(conn_id).leases.read(str(handle["lease"])) is not None:
+        if ArcadiaHook(conn_id).leases.read(handle.lease) is not None:
             return conn_id
     raise ArcadiaConfigError("The worker has ended.", what_to_do="Look at the task's log.")
 
