@@ -33,8 +33,9 @@ def test_trackers_are_killed_last_so_that_they_remove_what_nobody_has_recorded()
     assert file.exists()
     kill_all([*tracker, psutil.Process(engine.pid)])
     assert not file.exists()
-    assert not tracker[0].is_running()
     engine.wait()
+    # Without its parent it is for init to reap: dead, it may still be listed.
+    assert not tracker[0].is_running() or tracker[0].status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_look_is_due_as_soon_as_an_engines_file_appears(tmp_path: Path):

@@ -18,7 +18,8 @@ from tests.loopback_cluster.api.rules import RULES
 from tests.loopback_cluster.api.status import ApiFailure, invalid
 
 _LIST = re.compile(r"list\[(.+)\]")
-_MAP = re.compile(r"dict\[str, (.+)\]")
+# The client of Kubernetes 35 writes dict(str, str).
+_MAP = re.compile(r"dict[\[(]str, (.+)[\])]")
 _ENUMS = {
     "restart_policy": {"Always", "OnFailure", "Never"},
     "image_pull_policy": {"Always", "IfNotPresent", "Never"},
