@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-fast test-kubernetes test-loopback test-chaos test-fuzz chaos matrix soak lint demo up down bench wheel lock clean distclean
+.PHONY: help setup test test-fast test-kubernetes test-loopback test-chaos test-fuzz test-matrix chaos matrix soak lint demo up down bench wheel lock clean distclean
 
 # Any Python finds a 3.11 by itself; name one with PYTHON=/path/to/python3.11.
 PYTHON ?= python3
@@ -49,6 +49,9 @@ soak: setup ## N random paths of the matrix: make soak N=200
 
 test-fuzz: setup ## send a worker's server 10,000 odd requests twice (make test sends 400)
 	ARCADIA_FUZZ_REQUESTS=10000 $(PYTEST) tests/runtime/test_fuzz.py $(ARGS)
+
+test-matrix: setup ## unit tests with the lowest versions the package takes, and on the other Pythons it names
+	$(BIN)/python scripts/version_matrix.py $(ARGS)
 
 lint: setup ## ruff, mypy --strict and the layers
 	$(BIN)/ruff check .
