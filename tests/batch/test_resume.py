@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from airflow_arcadia.batch.output.job import Superseded
 from airflow_arcadia.batch.output.segments import FAILED, read_footer
 from airflow_arcadia.exceptions import BatchError, BatchInputError
 from tests.batch.fake_engine import FakeEngine
+from tests.batch.forking import CONTEXT, run_command
 from tests.batch.reading import answers, codes, folder_of, stopped_after, text_of, until
 
 Write = Callable[..., str]
@@ -59,25 +61,24 @@ async def test_files_are_byte_identical_after_any_number_of_kills(
     engine.delay = 0.02
     rng = random.Random(7)
     command = [
-        *(sys.executable, "-m", "airflow_arcadia.batch", "run", "--quiet", "--endpoint", engine.url),
+        *("run", "--quiet", "--endpoint", engine.url),
         *("--input", path, "--output", output, "--ordering", ordering),
         *("--segment-seconds", "0.05", "--max-in-flight", "16"),
     ]
     kills = 0
     sent_before: dict[str, int] = {}
     while not Path(output).exists():
-        process = await asyncio.create_subprocess_exec(
-            *command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = CONTEXT.Process(target=run_command, args=(command,))
+        process.start()
         target = engine.seen.total() + rng.randrange(10, 60)
         await until(lambda target=target, process=process: _reached(engine, process, target))
-        if process.returncode is None:
+        if process.is_alive():
             if kills % 3 == 1:
                 await engine.stop()
                 await engine.start()
             process.kill()
             kills += 1
-        await process.wait()
+        await until(lambda process=process: not process.is_alive())
         for row, count in sent_before.items():
             assert engine.seen[row] == count, "a committed row was sent again"
         sent_before = {f"row {row}": engine.seen[f"row {row}"] for row in committed(output)}
@@ -87,8 +88,8 @@ async def test_files_are_byte_identical_after_any_number_of_kills(
     assert len(answers(output)) == 360
 
 
-def _reached(engine: FakeEngine, process: asyncio.subprocess.Process, target: int) -> bool:
-    return process.returncode is not None or engine.seen.total() >= target
+def _reached(engine: FakeEngine, process: BaseProcess, target: int) -> bool:
+    return not process.is_alive() or engine.seen.total() >= target
 
 
 async def test_an_attempt_thought_dead_ends_and_its_successor_finishes(
@@ -189,14 +190,14 @@ async def test_an_input_that_changes_meanwhile_is_said(engine: FakeEngine, write
 
 async def test_only_the_failed_rows_are_sent_again(engine: FakeEngine, write_rows: Write, output: str):
     rows = [{"prompt": f"row {row}"} for row in range(20)]
-    engine.failing = {"row 3": [500] * 5, "row 9": [500] * 10}
-    options = spec(write_rows(*rows), output)
+    engine.failing = {"row 3": [500] * 2, "row 9": [500] * 4}
+    options = spec(write_rows(*rows), output, max_attempts=2)
     first = await run_batch_async(options, [Endpoint(engine.url)])
     assert (first.ok, first.failed) == (18, 2)
     engine.seen.clear()
     again = BatchSpec(**{**options.to_dict(), "retry_failed_only": True})
     second = await run_batch_async(again, [Endpoint(engine.url)])
-    assert engine.seen == {"row 3": 1, "row 9": 5}
+    assert engine.seen == {"row 3": 1, "row 9": 2}
     assert (second.ok, second.failed, second.completion_tokens) == (19, 1, 19 * 3)
     assert [row["custom_id"] for row in answers(f"{output}.errors.jsonl")] == ["row-10"]
     third = await run_batch_async(again, [Endpoint(engine.url)])
@@ -209,9 +210,9 @@ async def test_only_the_failed_rows_are_sent_again(engine: FakeEngine, write_row
 async def test_failed_rows_of_an_unfinished_batch_can_be_sent_again(
     engine: FakeEngine, write_rows: Write, output: str
 ):
-    engine.failing = {"row 0": [500] * 5}
+    engine.failing = {"row 0": [500] * 2}
     rows = [{"prompt": f"row {row}"} for row in range(10)]
-    options = spec(write_rows(*rows), output, max_failed_rows=0)
+    options = spec(write_rows(*rows), output, max_failed_rows=0, max_attempts=2)
     with pytest.raises(BatchError, match="more than the 0 allowed"):
         await run_batch_async(options, [Endpoint(engine.url)])
     # What failed stays failed, and the limit holds, until it is asked for.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import multiprocessing
 import random
 import shutil
 import tempfile
@@ -18,9 +17,7 @@ from typing import Any
 from airflow_arcadia.batch import BatchSpec
 from tests.batch.chaos.attempt import DONE, ENDED, KILLED, attempt
 from tests.batch.fake_engine import FakeEngine, serving
-
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.batch.chaos.attempt"])
+from tests.batch.forking import CONTEXT
 
 FAULTS = ("kill", "drain", "gateway", "freeze", "poison", "restart", "reexport")
 MOST_ATTEMPTS = 40
@@ -221,7 +218,7 @@ class Scenario:
         self.outcome.attempts += 1
         urls = [engine.url for engine in self.engines]
         log = self.folder / "log"
-        process = _CONTEXT.Process(target=attempt, args=(self.spec(), urls, kill_at, str(log)))
+        process = CONTEXT.Process(target=attempt, args=(self.spec(), urls, kill_at, str(log)))
         process.start()
         deadline = asyncio.get_running_loop().time() + ATTEMPT_S
         while process.is_alive():
