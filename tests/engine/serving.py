@@ -159,6 +159,24 @@ def launched(
 
 
 @contextlib.contextmanager
+def behind_fastchat(
+    folder: Path, worker_python: str, model: str, **settings: Any
+) -> Iterator[tuple[Served, str]]:
+    """A worker that is ready and listed by a FastChat controller, and the URL of FastChat's API server."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        fastchat("controller", worker_python, folder) as controller,
+        launched(
+            folder / "worker", worker_python, model, controller_address=controller, **settings
+        ) as worker,
+        fastchat("openai_api_server", worker_python, folder, "--controller-address", controller) as gateway,
+    ):
+        outcome = worker.wait_until_decided()
+        assert isinstance(outcome, Ready), outcome
+        yield worker, gateway
+
+
+@contextlib.contextmanager
 def served(*args: Any, **kwargs: Any) -> Iterator[Served]:
     """A worker that is ready."""
     with launched(*args, **kwargs) as worker:
