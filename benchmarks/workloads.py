@@ -42,7 +42,7 @@ TINY = Workload(
     model=ROOT / "var" / "models" / "tiny-llama",
     made_by="tests.tiny_model",
     rows=1024,
-    rounds=4,
+    rounds=3,
     ray_batch=256,
 )
 """The worst case: its engine is so quick that what surrounds it shows."""
@@ -53,7 +53,7 @@ SMOLLM2 = Workload(
     model=ROOT / "var" / "models" / "SmolLM2-135M-Instruct",
     made_by="demo.model",
     rows=192,
-    rounds=3,
+    rounds=2,
     ray_batch=64,
 )
 """The smallest model that a person would use on a CPU."""
