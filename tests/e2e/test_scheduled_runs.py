@@ -19,6 +19,7 @@ from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.ports import free_port
 from airflow_arcadia.processes import find_marked
 from airflow_arcadia.ray_dashboard import RayDashboard
+from tests import shared_memory
 from tests.conftest import ROOT, wait_for
 from tests.e2e.scheduled_airflow import ScheduledAirflow, scheduled_airflow
 from tests.engine.serving import fastchat
@@ -63,7 +64,7 @@ class Stage:
         return [
             *(f"process {p.pid} {p.name()}" for p in find_marked(lease)),
             *groups,
-            *(set(os.listdir("/dev/shm")) - self.before),
+            *shared_memory.new_files(self.before, lease),
             *(name for name in self.store.names() if name == lease),
         ]
 
@@ -102,7 +103,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory, worker_python: str, tiny_mod
         real_ray(folder / "ray", worker_python) as head,
         fastchat("controller", worker_python, folder) as controller,
     ):
-        before = set(os.listdir("/dev/shm"))
+        before = shared_memory.files()
         config = f"gateway:\n  controller: {controller}\n{head.yaml}"
         extra = {"arcadia_config_yaml": config, "worker_python": worker_python, "state_dir": str(store.root)}
         env = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from airflow_arcadia.batch.openai_format import is_answered
 from airflow_arcadia.lease import Identity
 from airflow_arcadia.ports import free_port
 from airflow_arcadia.ray_dashboard import RayDashboard
+from tests import shared_memory
 from tests.conftest import ROOT, wait_for
 from tests.e2e.scheduled_airflow import ScheduledAirflow, scheduled_airflow
 from tests.engine.serving import fastchat
@@ -122,13 +124,13 @@ def stage(
     named = os.environ.get("ARCADIA_TEST_MODEL_VOLUME")
     volume = json.loads(named) if named else {"hostPath": {"path": str(model.parent)}}
     pod = {**where(), "image": cluster.worker_image, "model_volume": volume, "shm_size": "1Gi"}
-    before = set(os.listdir("/dev/shm"))
+    before = shared_memory.files()
     with (
         request.param(cluster, tmp_path, worker_python, volume) as rays,
         controller(tmp_path, worker_python) as registered,
     ):
         if rays.existing:
-            before = set(os.listdir("/dev/shm"))
+            before = shared_memory.files()
         extra = {
             "arcadia_config_yaml": (
                 f"gateway:\n  controller: {registered}\n{rays.config}" if registered else rays.config
@@ -186,4 +188,5 @@ def test_a_run_answers_its_rows_with_a_pod_on_two_ranks_and_leaves_nothing(stage
         assert f"Ray cluster {run.lease} at" in stage.log(run_id, "provision_ray_cluster")
         services = stage.cluster.core.list_namespaced_service
         wait_for(lambda: not services(stage.cluster.namespace).items, 60, "KubeRay's Service to be collected")
-    wait_for(lambda: set(os.listdir("/dev/shm")) <= stage.before, 20, "the shared memory to be gone")
+    left = functools.partial(shared_memory.new_files, stage.before, run.lease)
+    wait_for(lambda: left() == [], 20, "the shared memory to be gone")
