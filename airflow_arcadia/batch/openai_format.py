@@ -86,6 +86,15 @@ def complete_body(
     return merged
 
 
+def body_bytes(body: Mapping[str, Any]) -> bytes:
+    """The body as it is sent. Raises TypeError when it is nested too deeply to be written.
+
+    A copy: the bytes that orjson returns keep an allocation of two to ten times their size, and these live
+    until the row is answered.
+    """
+    return bytes(memoryview(orjson.dumps(body)))
+
+
 def row_id(line: bytes, position: int, job_key: bytes) -> str:
     """What identifies the row: its place, its content and, by ``job_key``, model and parameters (24 hex)."""
     salt = position.to_bytes(16, "little")

@@ -10,13 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import orjson
-
 from airflow_arcadia.batch.failure_budget import exceeded, too_many_failed
 from airflow_arcadia.batch.input.row_index import Rows
 from airflow_arcadia.batch.input.row_parser import Shape
 from airflow_arcadia.batch.memory_budget import ByteBudget
-from airflow_arcadia.batch.openai_format import Request, RowError, answer_line, error_line, row_id
+from airflow_arcadia.batch.openai_format import Request, RowError, answer_line, body_bytes, error_line, row_id
 from airflow_arcadia.batch.output.job import Job
 from airflow_arcadia.batch.output.writer import SegmentWriter
 from airflow_arcadia.batch.retry_policy import (
@@ -139,7 +137,7 @@ class Sender:
         request = await self.shape.parse_async(line, pending.row)
         if not isinstance(request, RowError):
             try:
-                return Sent(pending, identity, request), orjson.dumps(request.body)
+                return Sent(pending, identity, request), body_bytes(request.body)
             except TypeError as error:
                 # Deeper nesting can be read than written.
                 request = RowError(request.custom_id, "invalid_row", f"It cannot be sent: {error}.")

@@ -1,6 +1,7 @@
 """Rows in, lines out."""
 
 import json
+import tracemalloc
 
 import pytest
 
@@ -13,6 +14,7 @@ from airflow_arcadia.batch.openai_format import (
     Request,
     RowError,
     answer_line,
+    body_bytes,
     complete_body,
     error_line,
     is_answered,
@@ -201,3 +203,17 @@ def test_answers_and_both_kinds_of_error_rows_are_told_apart():
     assert is_answered(json.loads(answer_line("abc", "row-1", body)))
     assert not is_answered(json.loads(error_line("abc", RowError("a", "no_prompt", "It has none."))))
     assert not is_answered(json.loads(error_line("abc", RowError("a", "x", "refused", 400, {}))))
+
+
+@pytest.mark.parametrize("size", [500, 1500, 32_000])
+def test_a_request_takes_no_more_memory_than_its_bytes(size: int):
+    """The bytes that ``orjson`` returns take several times as much, for as long as they are kept."""
+    body = {"model": "tiny", "prompt": "x" * size}
+    tracemalloc.start()
+    try:
+        sent = body_bytes(body)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert json.loads(sent) == body
+    assert held < 1.5 * len(sent)
