@@ -118,7 +118,7 @@ def _merge(job: Job, output: Path, errors: Path) -> list[str]:
 
 def _locations(paths: Sequence[Path], first: int, last: int) -> array[int]:
     """Where the lines of a range of rows are; a row's later segment wins. Raises :class:`DamagedSegment`."""
-    found = array("Q", b"\xff" * (8 * (last - first)))
+    found = array("Q", [_NOWHERE]) * (last - first)
     for number, path in enumerate(paths):
         footer = read_footer(path)
         if footer is None:
