@@ -10,6 +10,7 @@ from airflow_arcadia.launchers.reaper import reap
 from airflow_arcadia.lease import Identity, Lease
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.processes import find_marked, mark, spawn
+from tests.conftest import wait_for
 
 SLEEP = ["/bin/sleep", "600"]
 LATER = 10_000.0
@@ -20,6 +21,8 @@ def start(store: LeaseStore, name: str, log: Path) -> None:
     env |= {"ARCADIA_LEASE_FILE": str(store.file(name))}
     for _ in range(2):  # a worker is more than one process
         spawn(SLEEP, env=env, log_path=log)
+    # A program's environment cannot be read yet at the moment it begins.
+    wait_for(lambda: len(find_marked(name)) == 2, 10, "both processes to carry their mark")
 
 
 def running(_: Identity) -> str:
