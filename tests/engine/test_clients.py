@@ -347,9 +347,13 @@ def test_langchain_completes(connection: dict[str, str], completed: str):
     assert joined(model.stream(PROMPT)) == completed
 
 
-def test_langchain_gets_logprobs_and_stop(connection: dict[str, str], chatted: str):
+def test_langchain_gets_logprobs_n_and_stop(connection: dict[str, str], chatted: str):
+    from langchain_core.messages import HumanMessage
+
     made = chain(connection, logprobs=True, top_logprobs=1).invoke("Write a function.")
     assert len(made.response_metadata["logprobs"]["content"]) == LENGTH
+    several = chain(connection, n=2, seed=1, temperature=1.0).generate([[HumanMessage("Write a function.")]])
+    assert len(several.generations[0]) == 2
     stop = chatted[len(chatted) // 2 :][:2]
     assert chain(connection).invoke("Write a function.", stop=[stop]).content == chatted.partition(stop)[0]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,10 +90,15 @@ def test_the_reference_puts_similar_sentences_together(reference: list[list[floa
     assert similarity(0, 2) < 0.3
 
 
-def test_openai_gets_the_models_own_vectors(worker: Served, reference: list[list[float]]):
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_openai_gets_the_models_own_vectors(worker: Served, reference: list[list[float]], encoding: Any):
     with openai.OpenAI(base_url=f"{worker.url}/v1", api_key=KEY, max_retries=0) as client:
-        made = client.embeddings.create(model=MODEL, input=TEXTS, encoding_format="float")
-    check([row.embedding for row in made.data], reference)
+        made = client.embeddings.create(model=MODEL, input=TEXTS, encoding_format=encoding)
+    vectors = [row.embedding for row in made.data]
+    if encoding == "base64":
+        packed = [base64.b64decode(str(vector)) for vector in vectors]
+        vectors = [list(struct.unpack(f"<{SIZE}f", vector)) for vector in packed]
+    check(vectors, reference)
 
 
 def test_litellm_gets_the_models_own_vectors(
