@@ -12,7 +12,7 @@ TEST_PROCESSES ?= 4
 ENVIRONMENTS := $(PYTHON) scripts/environments.py
 BIN := .venv/bin
 PYTEST = $(BIN)/python -m pytest
-IN_PARALLEL = -n $(TEST_PROCESSES) --dist loadgroup --durations 10 --durations-min 1
+IN_PARALLEL = -n $(TEST_PROCESSES) --dist loadscope --durations 10 --durations-min 1
 # Without bytecode every start of Airflow, Ray and vLLM takes two to three times as long.
 unexport PYTHONDONTWRITEBYTECODE
 

@@ -18,9 +18,15 @@ from tests.selection import (
     pytest_collection_modifyitems,
     pytest_sessionfinish,
     pytest_sessionstart,
+    pytest_xdist_make_scheduler,
 )
 
-__all__ = ["pytest_collection_modifyitems", "pytest_sessionfinish", "pytest_sessionstart"]
+__all__ = [
+    "pytest_collection_modifyitems",
+    "pytest_sessionfinish",
+    "pytest_sessionstart",
+    "pytest_xdist_make_scheduler",
+]
 
 ROOT = Path(__file__).resolve().parents[1]
 

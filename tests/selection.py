@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,7 @@ STAMP = ROOT / "var" / "loopback-cluster.tested"
 REASON = "the loopback cluster has not changed since its own tests passed; make test-loopback runs them"
 
 CLUSTER_FIXTURES = frozenset({"cluster", "loopback"})
-SERIAL_MARKERS = ("engine", "e2e")
+SERIAL_MARKS = ("pytest.mark.engine", "pytest.mark.e2e")
 _TESTED = pytest.StashKey[set[str]]()
 
 
@@ -59,15 +61,34 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Mark what uses a cluster, keep engines apart, skip the loopback cluster's own tests where unneeded."""
     stamped = STAMP.read_text(encoding="utf-8") if STAMP.exists() else None
     wanted = own_tests_wanted(config.args, stamped, fingerprint())
-    parallel = config.pluginmanager.hasplugin("xdist")
     for item in items:
         if CLUSTER_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.cluster)
         if is_own_test(item.path) and not wanted:
             item.add_marker(pytest.mark.skip(reason=REASON))
-        if parallel and any(item.get_closest_marker(name) for name in SERIAL_MARKERS):
-            # Two engines at once would wait for each other's memory, and each looks at /dev/shm.
-            item.add_marker(pytest.mark.xdist_group("engine"))
+
+
+@functools.cache
+def starts_an_engine(file: str) -> bool:
+    """Whether any test of that file, a path below the repository, is marked as one that starts an engine."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return any(mark in text for mark in SERIAL_MARKS)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Schedule every file that starts engines in one process, one test after another, beside all other tests.
+
+    Two engines at once would wait for each other's memory, and each looks at /dev/shm. pytest-xdist's own
+    groups (``--dist loadgroup``) have no effect with pytest 9.2, which keeps a test's id elsewhere.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class EnginesInOneProcess(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "engine" if starts_an_engine(nodeid.split("::", maxsplit=1)[0]) else nodeid
+
+    return EnginesInOneProcess(config, log)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
