@@ -112,6 +112,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory, worker_python: str, tiny_mod
             "ARCADIA_INPUT": str(source),
             "ARCADIA_OUTPUT": str(folder / "answers-%Y.jsonl"),
             "ARCADIA_NUM_GPUS": "2",
+            "ARCADIA_SCHEDULE": "@daily",
             "ARCADIA_EXTRA_ARGS": "--enforce-eager --kv-cache-memory-bytes 268435456 --max-model-len 512",
             "AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE": "True",
             "AIRFLOW__CORE__DEFAULT_TASK_RETRIES": "0",

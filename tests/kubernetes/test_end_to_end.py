@@ -149,6 +149,7 @@ def stage(
             "ARCADIA_INPUT": str(source),
             "ARCADIA_OUTPUT": str(tmp_path / "answers.jsonl"),
             "ARCADIA_NUM_GPUS": "2",
+            "ARCADIA_SCHEDULE": "@daily",
             "ARCADIA_EXTRA_ARGS": "--enforce-eager --kv-cache-memory-bytes 268435456 --max-model-len 512",
             "AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE": "True",
             "AIRFLOW__CORE__DEFAULT_TASK_RETRIES": "0",
