@@ -75,7 +75,9 @@ def cancel_batch(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
         )
     for run_task in database.run_tasks([(dag_id, run_id)]):
         handle = run_task.value
-        if run_task.operator == database.LAUNCH_OPERATOR and isinstance(handle, Mapping):
+        # A run may have several groups: only the batch's own has its worker.
+        own = task_id.startswith(run_task.task_id.removesuffix(run_task.step))
+        if own and run_task.operator == database.LAUNCH_OPERATOR and isinstance(handle, Mapping):
             asyncio.run(_cancel(WorkerHandle.from_dict(handle), str(batch_id)))
             return f"{batch_id} stops at the next committed row; what it committed is kept."
     raise ArcadiaConfigError("The batch's worker is not known.", what_to_do="Mark its task as failed.")

@@ -16,6 +16,7 @@ from airflow_arcadia.kubernetes.pod_template import BATCH_TOKEN
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.ui import actions, database
+from airflow_arcadia.ui.view import Task
 from airflow_arcadia.worker import WorkerHandle
 from tests.batch.reading import until
 from tests.runtime.serving import worker
@@ -43,10 +44,14 @@ async def test_a_batch_of_the_runs_own_task_is_cancelled(
         await until(lambda: served.begun == 1)
         handle = WorkerHandle("w", lease.name, "process", url, "tiny", 1).to_dict()
         task = SimpleNamespace(state="deferred", store={"batch_id": name})
-        launch = SimpleNamespace(operator=database.LAUNCH_OPERATOR, value=handle)
+        elsewhere = {**handle, "url": "http://127.0.0.1:9", "lease": "of-another-group"}
+        launches = [
+            Task("dag", "run", f"{group}.launch_worker", -1, database.LAUNCH_OPERATOR, "success", value=value)
+            for group, value in (("other", elsewhere), ("qwen", handle))
+        ]
         monkeypatch.setattr(database, "batch_task", lambda *_: task)
-        monkeypatch.setattr(database, "run_tasks", lambda _: [launch])
+        monkeypatch.setattr(database, "run_tasks", lambda _: launches)
 
-        said = await asyncio.to_thread(actions.cancel_batch, "dag", "run", "answer", -1)
+        said = await asyncio.to_thread(actions.cancel_batch, "dag", "run", "qwen.answer", -1)
         assert name in said
         assert (await batches.get(name))["status"] in {"cancelling", "cancelled"}

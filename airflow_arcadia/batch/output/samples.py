@@ -38,7 +38,7 @@ def failed_rows(errors: str) -> list[str]:
     """
     lines = _first_lines(errors)
     codes = Counter(_code(line) for line in lines).most_common()
-    told = [", ".join(f"{rows} {code}" for code, rows in codes)]
+    told = [f"Of the first {len(lines)} error rows: " + ", ".join(f"{rows} {code}" for code, rows in codes)]
     for line in lines[:FIRST]:
         told.append(f"{line.get('custom_id')}: {_code(line)}: {_answer(line)['error']}"[:_LONGEST_LINE])
     return told
