@@ -248,13 +248,13 @@ async def test_a_file_of_somebody_else_beside_the_output_is_kept(
 ):
     Path(output).parent.mkdir()
     foreign = Path(f"{output}{end}")
-    foreign.write_text("somebody's")
+    foreign.write_text("a file of someone else")
     job = spec(write_rows({"prompt": "x"}), output)
     with pytest.raises(BatchInputError, match=f"{foreign.name} exists and is not this batch's"):
         check_input(job)
     with pytest.raises(BatchInputError, match=foreign.name):
         await run_batch_async(job, [Endpoint(engine.url)])
-    assert foreign.read_text() == "somebody's"
+    assert foreign.read_text() == "a file of someone else"
     over = BatchSpec(**{**job.to_dict(), "overwrite": True})
     assert (await run_batch_async(over, [Endpoint(engine.url)])).ok == 1
 

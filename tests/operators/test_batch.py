@@ -113,19 +113,19 @@ def test_good_input_is_counted(tmp_path: Path):
 
 
 def test_an_output_that_exists_is_refused_for_good(tmp_path: Path):
-    (tmp_path / "out.jsonl").write_text("somebody's")
+    (tmp_path / "out.jsonl").write_text("a file of someone else")
     with pytest.raises(AirflowFailException, match="exists"):
         check(tmp_path, b'{"prompt": "a"}\n')
-    assert (tmp_path / "out.jsonl").read_text() == "somebody's"
+    assert (tmp_path / "out.jsonl").read_text() == "a file of someone else"
 
 
 @pytest.mark.parametrize("no", ["False", "false", "0", "", None])
 def test_overwrite_rendered_as_text_keeps_another_users_file(tmp_path: Path, no: str | None):
-    (tmp_path / "out.jsonl").write_text("somebody's")
+    (tmp_path / "out.jsonl").write_text("a file of someone else")
     for options in ({"overwrite": no}, json.dumps({"overwrite": no})):
         with pytest.raises(AirflowFailException, match="exists"):
             check(tmp_path, b'{"prompt": "a"}\n', options=options)
-    assert (tmp_path / "out.jsonl").read_text() == "somebody's"
+    assert (tmp_path / "out.jsonl").read_text() == "a file of someone else"
 
 
 async def test_segment_seconds_rendered_as_text_leave_the_batch_stoppable(
