@@ -35,6 +35,7 @@ _INHERITED = frozenset(
     {
         *("HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH"),
         "FASTCHAT_WORKER_HEART_BEAT_INTERVAL",
+        "ARCADIA_VLLM_PATCHES",
     }
 )
 _INHERITED_PREFIXES = (
