@@ -10,8 +10,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from airflow_arcadia.exceptions import ArcadiaError
+from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError
 from airflow_arcadia.launchers.reaper import Held, Report, RunState, reap
 from airflow_arcadia.lease import Identity
 
@@ -24,14 +25,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--grace", type=float, default=30.0, help="seconds between SIGTERM and SIGKILL")
     parser.add_argument("--dag-id", help="with --run-id: end what that run left, whatever its state")
     parser.add_argument("--run-id", help="see --dag-id")
+    parser.add_argument("--task-id", help="with --dag-id: only what that teardown task is there to end")
+    parser.add_argument("--map-index", type=int, default=-1, help="of --task-id")
     options = parser.parse_args(arguments)
-    if bool(options.dag_id) != bool(options.run_id):
-        parser.error("--dag-id and --run-id go together")
+    if bool(options.dag_id) != bool(options.run_id) or (options.task_id and not options.dag_id):
+        parser.error("--dag-id and --run-id go together, and --task-id with both")
     # Airflow reads its connections from its database only in a process that says it is the server's.
     os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
     only = _of_run(options.dag_id, options.run_id) if options.dag_id else None
+    conn_ids = options.conn_id
+    if options.task_id:
+        try:
+            name, conn_id = torn_down_by(options.dag_id, options.run_id, options.task_id, options.map_index)
+        except ArcadiaError as error:
+            print(error)
+            return 1
+        only, conn_ids = _of_lease(name), [conn_id]
     failed = False
-    for conn_id in options.conn_id or connection_ids():
+    for conn_id in conn_ids or connection_ids():
         try:
             report = reap_connection(
                 conn_id, run_state, dry_run=options.dry_run, grace_s=options.grace, only=only
@@ -115,6 +126,40 @@ def run_state(identity: Identity) -> str | None:
     with create_session() as session:
         state = session.scalar(select(DagRun.state).where(*wanted))
     return None if state is None else str(state)
+
+
+def torn_down_by(dag_id: str, run_id: str, task_id: str, map_index: int) -> tuple[str, str]:
+    """Name of the lease that a teardown task of that run ends, and its connection; from Airflow's database.
+
+    Raises :class:`ArcadiaConfigError` where the DAG does not say so: no such task, or parameters that are
+    templates.
+    """
+    task = _task_of_run(dag_id, run_id, task_id)
+    group, conn_id = getattr(task, "group", None), getattr(task, "arcadia_conn_id", None)
+    if not group or not conn_id or "{{" in f"{group}{conn_id}":
+        raise ArcadiaConfigError(
+            f"The lease that task {task_id} of {dag_id} tears down cannot be told from the DAG.",
+            still_running="What it owns runs until the lease lapses.",
+            what_to_do="Give ArcadiaTeardownWorkerOperator its group, or run the reaper.",
+        )
+    return Identity(dag_id, run_id, str(group), map_index).lease_name, str(conn_id)
+
+
+def _task_of_run(dag_id: str, run_id: str, task_id: str) -> Any:
+    """The task as the DAG of that run has it; None where there is no such task or run."""
+    from airflow.models import DagRun  # noqa: PLC0415
+    from airflow.models.dagbag import DBDagBag  # noqa: PLC0415
+    from airflow.utils.session import create_session  # noqa: PLC0415
+    from sqlalchemy import select  # noqa: PLC0415
+
+    with create_session() as session:
+        run = session.scalar(select(DagRun).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
+        dag = None if run is None else DBDagBag().get_dag_for_run(dag_run=run, session=session)
+    return dag.get_task(task_id) if dag is not None and dag.has_task(task_id) else None
+
+
+def _of_lease(name: str) -> Callable[[Held], str | None]:
+    return lambda held: "its teardown was ended" if held.name == name else None
 
 
 def _of_run(dag_id: str, run_id: str) -> Callable[[Held], str | None]:

@@ -6,6 +6,7 @@ import importlib
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tomllib
@@ -54,6 +55,31 @@ def test_one_run_is_ended_at_once_and_no_other(leases: LeaseStore):
 def test_a_run_needs_both_of_its_names(leases: LeaseStore):
     with pytest.raises(SystemExit):
         reap.main(["--dag-id", "dag"])
+    with pytest.raises(SystemExit):
+        reap.main(["--task-id", "t"])
+
+
+def test_what_one_teardown_was_there_for_is_ended_and_no_other_worker_of_its_run(
+    leases: LeaseStore, monkeypatch: pytest.MonkeyPatch
+):
+    ended = leases.reserve(Identity("dag", "run", "one", 3), time.time(), 600).name
+    other = leases.reserve(Identity("dag", "run", "two", 3), time.time(), 600).name
+    task = SimpleNamespace(group="one", arcadia_conn_id="arcadia_default")
+    monkeypatch.setattr(reap, "_task_of_run", lambda *names: task if names == ("dag", "run", "t") else None)
+    arguments = ["--dag-id", "dag", "--run-id", "run", "--map-index", "3", "--task-id"]
+    assert reap.main([*arguments, "t"]) == 0
+    assert leases.names() == [other]
+    assert ended != other
+
+
+@pytest.mark.parametrize("group", [None, "", "{{ params.group }}"])
+def test_a_teardown_whose_lease_the_dag_does_not_tell_is_left_to_the_lease(
+    leases: LeaseStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], group: str | None
+):
+    task = SimpleNamespace(group=group, arcadia_conn_id="arcadia_default")
+    monkeypatch.setattr(reap, "_task_of_run", lambda *_: task)
+    assert reap.main(["--dag-id", "d", "--run-id", "r", "--task-id", "t"]) == 1
+    assert "cannot be told from the DAG. What it owns runs until the lease lapses" in capsys.readouterr().out
 
 
 def test_a_connection_that_is_not_there_is_named_and_makes_it_exit_with_1(

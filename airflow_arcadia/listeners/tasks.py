@@ -1,6 +1,7 @@
 """Keep a worker's lease renewed while a task that may need it runs: a user's own, or a long provisioning.
 
-The renewal lives in the task's own process and ends with it, however it ends.
+The renewal lives in the task's own process and ends with it, however it ends. Where Airflow itself ends a
+teardown (a user marks it, or its process is lost), what it leaves behind is ended by a process of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.listeners import hookimpl
 
+from airflow_arcadia.listeners.reaping import start_reaping
 from airflow_arcadia.listeners.runs import RESERVE
 
 if TYPE_CHECKING:
@@ -37,14 +39,23 @@ def on_task_instance_running(previous_state: Any, task_instance: Any) -> None:
 
 @hookimpl
 def on_task_instance_success(previous_state: Any, task_instance: Any) -> None:
-    """Stop renewing."""
+    """Stop renewing, and end what a teardown that was marked leaves behind."""
     _stop()
+    _finish_teardown(task_instance)
 
 
 @hookimpl
 def on_task_instance_failed(previous_state: Any, task_instance: Any, error: Any) -> None:
-    """Stop renewing."""
+    """Stop renewing, and end what a teardown that was marked, or lost its process, leaves behind."""
     _stop()
+    _finish_teardown(task_instance)
+
+
+@hookimpl
+def on_task_instance_skipped(previous_state: Any, task_instance: Any) -> None:
+    """Stop renewing, and end what a teardown that was marked leaves behind."""
+    _stop()
+    _finish_teardown(task_instance)
 
 
 def reserved_for(task: Any) -> Iterator[Any]:
@@ -61,6 +72,18 @@ def reserved_for(task: Any) -> Iterator[Any]:
             continue
         if any(dag.get_task(i).task_type == TEARDOWN for i in after & reserve.downstream_task_ids):
             yield reserve
+
+
+def _finish_teardown(task_instance: Any) -> None:
+    # Only Airflow's own record of a task, not the one in the task's process, has its operator: whoever
+    # changes that record has ended the task without its doing.
+    if getattr(task_instance, "operator", None) != TEARDOWN:
+        return
+    log.info("Teardown %s was ended from outside: ending what is left.", task_instance.task_id)
+    start_reaping(
+        *("--dag-id", task_instance.dag_id, "--run-id", task_instance.run_id),
+        *("--task-id", task_instance.task_id, "--map-index", str(task_instance.map_index)),
+    )
 
 
 def _start(reserve: Any, task_instance: Any) -> None:

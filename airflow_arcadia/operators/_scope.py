@@ -6,10 +6,12 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from airflow_arcadia.listeners import run_marks
+
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-FAILED, NEVER_RAN = "failed", "upstream_failed"
+FAILED, NEVER_RAN, SUCCESS = "failed", "upstream_failed", "success"
 
 log = logging.getLogger(__name__)
 
@@ -46,3 +48,21 @@ def run_is_failed(context: Context) -> bool:
     except Exception:  # the clean-up is done: not knowing must not fail it
         log.warning("The state of the run cannot be read.", exc_info=True)
         return False
+
+
+def run_marked(context: Context, reserves: Sequence[str]) -> str | None:
+    """What a user marked the run as since it began or was cleared: ``failed``, ``success`` or None.
+
+    :param reserves: ids of the reserve tasks before this one: the mark is kept as an XCom of theirs.
+    """
+    ti: Any = context["ti"]
+    cleared = getattr(context.get("dag_run"), "clear_number", None) or 0
+    for reserve in reserves:
+        try:
+            found = ti.xcom_pull(task_ids=reserve, key=run_marks.KEY, map_indexes=ti.map_index)
+        except Exception:  # the clean-up is done: not knowing must not fail it
+            log.warning("Whether the run was marked cannot be read.", exc_info=True)
+            return None
+        if state := run_marks.parse(found, cleared):
+            return state
+    return None

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_arcadia.exceptions import ArcadiaConfigError, TeardownError
+from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError, TeardownError
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, fail_without_retry
 from airflow_arcadia.launchers.arcadia_worker.from_yaml import read_worker_manifest
 from airflow_arcadia.launchers.arcadia_worker.settings import ArcadiaWorkerOptions
 from airflow_arcadia.launchers.pod.settings import PodOptions
 from airflow_arcadia.lease import DEFAULT_DURATION_S, Identity, parse_duration
+from airflow_arcadia.listeners.runs import RESERVE
 from airflow_arcadia.operators._launcher import LaunchRequest, launcher_of
 from airflow_arcadia.operators._requirements import optional, require_lease
-from airflow_arcadia.operators._scope import failed_first, run_is_failed
+from airflow_arcadia.operators._scope import FAILED, SUCCESS, failed_first, run_is_failed, run_marked
 from airflow_arcadia.operators.links import WorkerLink
 from airflow_arcadia.preflight import require_model
 from airflow_arcadia.validation import Seconds, is_rendered_later, parse
@@ -205,7 +206,8 @@ class ArcadiaTeardownWorkerOperator(BaseOperator):
 
     Made to be a *teardown* task with ``on_failure_fail_dagrun=True``. That makes it decide the run's
     state, so it fails, after cleaning up, when a task of its scope failed or the run failed
-    meanwhile (``dagrun_timeout``): a failed run must not turn green.
+    meanwhile (``dagrun_timeout``): a failed run must not turn green. A state that a user marked the run
+    as before the teardown ended wins over both.
 
     :param lease: name of the lease.
     :param group: what the lease is for, as in ``ArcadiaReserveWorkerOperator``: finds the lease of a reserve
@@ -234,9 +236,11 @@ class ArcadiaTeardownWorkerOperator(BaseOperator):
         self.grace = parse(_TeardownParameters, {"grace": grace}, "").grace
         self.fail_with_scope = fail_with_scope
         self.arcadia_conn_id = arcadia_conn_id
+        self._begun = False
 
     def execute(self, context: Context) -> None:
         """Tear down. Raises :class:`TeardownError` when something is still there."""
+        self._begun = True
         with fail_without_retry():
             lease = self._lease(context)
             left = ArcadiaHook(self.arcadia_conn_id).end(lease, grace_s=self.grace)
@@ -249,6 +253,12 @@ class ArcadiaTeardownWorkerOperator(BaseOperator):
         self.log.info("Lease %s and all it owned are gone.", lease)
         if not self.fail_with_scope:
             return
+        marked = run_marked(context, self._reserves())
+        if marked == SUCCESS:
+            self.log.info("The run was marked successful: it is not failed because of its tasks.")
+            return
+        if marked == FAILED:
+            raise AirflowFailException("Cleaned up, and nothing is left running; the run was marked failed.")
         if failed := failed_first(context, self._upstream_in_order()):
             names = ", ".join(failed)
             raise AirflowFailException(
@@ -258,6 +268,18 @@ class ArcadiaTeardownWorkerOperator(BaseOperator):
             raise AirflowFailException(
                 "Cleaned up, and nothing is left running; the run had failed meanwhile."
             )
+
+    def on_kill(self) -> None:
+        """Release the lease, unless that is done: whoever watches it ends the worker."""
+        if not self._begun and (lease := optional(self.lease)) is not None:
+            try:
+                ArcadiaHook(self.arcadia_conn_id).leases.update(lease, lambda held: held.release())
+            except (ArcadiaError, OSError) as error:
+                self.log.info("Lease %s was not released: %s", lease, error)
+
+    def _reserves(self) -> list[str]:
+        upstream = self.upstream_list if self.upstream_task_ids else ()
+        return [task.task_id for task in upstream if task.task_type == RESERVE]
 
     def _upstream_in_order(self) -> list[str]:
         """Every task upstream, each after those it depends on."""

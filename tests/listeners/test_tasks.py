@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from airflow.sdk.bases.operator import BaseOperator
 
 from airflow_arcadia.lease import Identity, Lease
 from airflow_arcadia.lease_store import LeaseStore
-from airflow_arcadia.listeners import tasks
+from airflow_arcadia.listeners import reaping, tasks
 from airflow_arcadia.task_groups.worker import ArcadiaWorkerGroup
 from tests.airflow_context import set_connection
 from tests.conftest import wait_for
@@ -95,3 +96,26 @@ def test_without_a_lease_or_a_connection_the_task_just_runs(
     tasks.on_task_instance_running(None, SimpleNamespace())
     tasks.on_task_instance_failed(None, None, None)
     assert store.names() == []
+
+
+@pytest.mark.parametrize("ended", ["success", "failed", "skipped"])
+def test_what_a_teardown_leaves_that_airflow_itself_ended_is_ended(
+    monkeypatch: pytest.MonkeyPatch, ended: str
+):
+    reaped: list[tuple[str, ...]] = []
+    monkeypatch.setattr(reaping, "_reap", reaped.append)
+    record = SimpleNamespace(
+        operator=tasks.TEARDOWN, dag_id="d", run_id="r", task_id="worker.teardown_worker", map_index=2
+    )
+    arguments = {"error": None} if ended == "failed" else {}
+    getattr(tasks, f"on_task_instance_{ended}")(None, record, **arguments)
+    wait_for(lambda: reaped, 5, "the process")
+    names = ("--dag-id", "d", "--run-id", "r", "--task-id", "worker.teardown_worker", "--map-index", "2")
+    assert reaped == [names]
+
+
+def test_a_teardown_that_ended_by_itself_and_other_tasks_start_nothing(dag: DAG, lease: Lease):
+    before = threading.active_count()
+    tasks.on_task_instance_success(None, instance(dag, "worker.teardown_worker", lease))
+    tasks.on_task_instance_failed(None, SimpleNamespace(operator="BaseOperator"), None)
+    assert threading.active_count() == before

@@ -261,6 +261,16 @@ def test_a_retry_finds_the_worker_it_started(lease: Lease, store: LeaseStore):
     assert (again["where"]["pid"], again["url"]) == (first["where"]["pid"], first["url"])
 
 
+def test_a_teardown_that_is_killed_before_it_began_releases_the_lease(lease: Lease, store: LeaseStore):
+    ArcadiaTeardownWorkerOperator(task_id="teardown", lease=lease.name).on_kill()
+    held = store.read(lease.name)
+    assert held is not None
+    assert held.released
+    store.remove(lease.name)
+    ArcadiaTeardownWorkerOperator(task_id="teardown", lease=lease.name).on_kill()
+    ArcadiaTeardownWorkerOperator(task_id="teardown", lease="").on_kill()
+
+
 def test_teardown_is_right_when_nothing_was_launched_and_when_called_twice(lease: Lease, store: LeaseStore):
     operator = ArcadiaTeardownWorkerOperator(task_id="teardown", lease=lease.name)
     operator.execute(make_context())

@@ -1,0 +1,58 @@
+"""What a user marked a run as while its teardown had not ended.
+
+Airflow lets a teardown finish: the run goes on until then, ends in the teardown's state, and the mark is
+recorded nowhere. It is kept here as an XCom of the run's reserve tasks, written in the transaction of the
+mark itself, for the teardown to read before it ends.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+KEY = "arcadia_run_marked"
+"""XCom of a reserve task: what the run was marked as, and how often the run had been cleared by then."""
+
+
+def record(dag_run: Any, state: str, operator: str) -> None:
+    """Keep the mark where the run's teardowns find it; nothing happens for a run without workers.
+
+    :param dag_run: of Airflow's database, in the session that marks it.
+    :param state: ``failed`` or ``success``.
+    :param operator: class name of the reserve tasks.
+    """
+    # The listeners are imported by every component of Airflow: a mark is rare.
+    from airflow.models.taskinstance import TaskInstance  # noqa: PLC0415
+    from airflow.models.xcom import XComModel  # noqa: PLC0415
+    from sqlalchemy import select  # noqa: PLC0415
+    from sqlalchemy.orm import object_session  # noqa: PLC0415
+
+    session = object_session(dag_run)
+    if session is None:
+        return
+    of_run = {"dag_id": dag_run.dag_id, "run_id": dag_run.run_id}
+    reserves = (
+        select(TaskInstance.task_id, TaskInstance.map_index)
+        .filter_by(**of_run)
+        .where(TaskInstance.operator == operator)
+    )
+    # A mark that cannot be kept must not undo what the user asked for.
+    with session.begin_nested():
+        for task_id, map_index in session.execute(reserves).all():
+            XComModel.set(
+                KEY,
+                f"{state} {dag_run.clear_number}",
+                **of_run,
+                task_id=task_id,
+                map_index=map_index,
+                serialize=False,
+                session=session,
+            )
+
+
+def parse(text: object, clear_number: int) -> str | None:
+    """The state in what :func:`record` kept; None for a mark of before the run was cleared.
+
+    :param clear_number: how often the run had been cleared when the reading task began.
+    """
+    state, _, number = str(text or "").partition(" ")
+    return state if number.isdigit() and int(number) >= clear_number else None

@@ -1,0 +1,121 @@
+"""What a user marks a run as is kept for its teardowns, in the transaction of the mark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from airflow.models import DagRun, import_all_models
+from airflow.models.base import Base
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.xcom import XComModel
+from airflow.utils.timezone import utcnow
+from sqlalchemy import create_engine, insert, select, text
+from sqlalchemy.orm import Session
+
+from airflow_arcadia.listeners import run_marks, runs
+
+FAILED, SUCCESS = (f"Dag Run's state was manually set to `{state}`." for state in ("failed", "success"))
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    """A database with one run that has a mapped worker."""
+    engine = create_engine("sqlite://")
+    import_all_models()
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.execute(
+            insert(DagRun).values(
+                id=7,
+                dag_id="d",
+                run_id="r",
+                state="running",
+                run_type="manual",
+                clear_number=2,
+                run_after=utcnow(),
+            )
+        )
+        rows = [("work", -1, "BaseOperator"), *(("reserve", index, runs.RESERVE) for index in (0, 1))]
+        for task_id, index, operator in rows:
+            session.execute(
+                insert(TaskInstance).values(
+                    task_id=task_id,
+                    dag_id="d",
+                    run_id="r",
+                    map_index=index,
+                    operator=operator,
+                    pool="p",
+                    pool_slots=1,
+                )
+            )
+        yield session
+
+
+def run_of(session: Session) -> DagRun:
+    found = session.scalar(select(DagRun))
+    assert found is not None
+    return found
+
+
+def marks(session: Session) -> list[tuple[str, int, str]]:
+    columns = (XComModel.task_id, XComModel.map_index, XComModel.value)
+    return [tuple(row) for row in session.execute(select(*columns).order_by(XComModel.map_index)).all()]
+
+
+def test_it_is_kept_for_every_reserve_task_and_the_last_one_counts(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+):
+    # The teardown does the work: it still runs.
+    monkeypatch.setattr(runs, "start_reaping", pytest.fail)
+    runs.on_dag_run_failed(run_of(session), FAILED)
+    assert marks(session) == [("reserve", 0, "failed 2"), ("reserve", 1, "failed 2")]
+    runs.on_dag_run_success(run_of(session), SUCCESS)
+    assert marks(session) == [("reserve", 0, "success 2"), ("reserve", 1, "success 2")]
+
+
+def test_it_goes_with_the_transaction_that_marks_the_run(session: Session):
+    session.commit()
+    run = run_of(session)
+    run.state = "failed"
+    session.flush()
+    runs.on_dag_run_failed(run, FAILED)
+    session.rollback()
+    assert (run_of(session).state, marks(session)) == ("running", [])
+
+
+def test_a_run_that_ends_by_itself_is_not_marked(session: Session):
+    runs.on_dag_run_success(run_of(session), "success")
+    runs.on_dag_run_success(DagRun(dag_id="d", run_id="of-no-database"), SUCCESS)
+    assert marks(session) == []
+
+
+def test_a_mark_that_cannot_be_kept_leaves_the_users_request_whole(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+):
+    run = run_of(session)
+    run.state = "failed"
+
+    def broken(*args: object, session: Session, **kwargs: object) -> None:
+        session.execute(text("INSERT INTO xcom (key) VALUES ('without a task')"))
+
+    monkeypatch.setattr(XComModel, "set", broken)
+    with pytest.raises(Exception, match="NOT NULL"):
+        runs.on_dag_run_failed(run, FAILED)
+    session.commit()
+    assert run_of(session).state == "failed"
+
+
+@pytest.mark.parametrize(
+    ("kept", "cleared", "state"),
+    [
+        ("failed 0", 0, "failed"),
+        ("success 3", 2, "success"),
+        ("failed 1", 2, None),
+        (None, 0, None),
+        ("", 0, None),
+        ("failed", 0, None),
+    ],
+)
+def test_a_mark_of_before_the_run_was_cleared_no_longer_counts(kept: object, cleared: int, state: str | None):
+    assert run_marks.parse(kept, cleared) == state
