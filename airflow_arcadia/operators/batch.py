@@ -131,13 +131,22 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
             summary = self._run_here(handles, spec, context)
         return self._done(summary)
 
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after the wait. A batch that was finished when its time was over, unnoticed, is done."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except AirflowException as error:
+            # Also what execute_complete raises, which has looked at the output already.
+            if hasattr(self, next_method) or (done := self._finished(self._spec())) is None:
+                raise
+            self.log.info("The batch is finished, though nobody waited for it any more: %s", error)
+            return self._done(done)
+
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Return the summary from the trigger's event. Raises when the batch ended before it was done."""
         if event["failed"]:
             # A worker that ended after its last row cannot say so any more, but its output does.
-            with fail_without_retry():
-                spec = build_spec(self.input, self.output_uri, self._handles(), self.parameters, self.options)
-            if (done := self._finished(spec)) is not None:
+            if (done := self._finished(self._spec())) is not None:
                 self.log.info("The batch is finished; its worker is not there any more: %s", event["failed"])
                 return self._done(done)
             kind = AirflowException if event["retryable"] else AirflowFailException
@@ -169,6 +178,10 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
                 if renewal.error is not None:
                     raise renewal.error from error
                 raise
+
+    def _spec(self) -> BatchSpec:
+        with fail_without_retry():
+            return build_spec(self.input, self.output_uri, self._handles(), self.parameters, self.options)
 
     def _handles(self) -> list[WorkerHandle]:
         raw = [self.worker] if isinstance(self.worker, Mapping) or not self.worker else list(self.worker)

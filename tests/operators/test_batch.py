@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
 
 from airflow_arcadia.batch.batch_api import RemoteBatches
 from airflow_arcadia.batch.openai_format import is_answered
@@ -269,9 +269,13 @@ async def test_a_finished_batch_of_a_worker_that_is_gone_is_green(
     operator = batch(gone, tmp_path, run_in="worker")
     event = {"failed": "Worker w ended while the batch ran.", "summary": None, "retryable": False}
     assert operator.execute_complete(make_context(), event) == first
+    nobody_waited = ("__fail__", {"error": "Trigger timeout"}, make_context())
+    assert operator.resume_execution(*nobody_waited) == first
     (tmp_path / "in.jsonl").write_text('{"prompt": "b"}\n')
     with pytest.raises(AirflowFailException, match="ended while the batch ran"):
-        operator.execute_complete(make_context(), event)
+        operator.resume_execution("execute_complete", {"event": event}, make_context())
+    with pytest.raises(AirflowException, match="Trigger timeout"):
+        operator.resume_execution(*nobody_waited)
 
 
 async def test_a_cleared_batch_whose_worker_is_gone_says_what_to_clear(worker: dict, tmp_path: Path):
