@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.lifecycle.stage import Run, wait
+from tests.lifecycle.stage import HERE, Run, Stage, wait
 
 AT_ONCE_S, BY_NET_S = 30.0, 120.0
 """How soon everything must be gone: by itself, or where only the lease or the reaper can act."""
+
+
+RUNNING = "running"
+"""The true state of a run that cannot end, because of what happens."""
+
+
+@dataclass(frozen=True)
+class Outage:
+    """What happens to parts of Airflow, and so to several runs at once.
+
+    :param lasting: whether it is over only after the runs were judged.
+    """
+
+    name: str
+    begin: Callable[[Stage], None]
+    end: Callable[[Stage], None]
+    lasting: bool = False
 
 
 @dataclass(frozen=True)
@@ -21,13 +39,15 @@ class Case:
     """One event in one run.
 
     :param dag: DAG of the matrix, without its prefix.
-    :param event: done once ``when`` is true; None for a run that nothing happens to.
-    :param truth: state that the run must end in.
+    :param truth: state that the run must end in; :data:`RUNNING` for one that cannot end.
+    :param when: true once the event may happen.
+    :param event: done then; None for a run that nothing happens to.
+    :param outage: happens then, to every case that has the same one; no other case runs beside them.
     :param rows: rows that the output must have; None where it must have none.
     :param gone_s: seconds after the run's end within which everything of it must be gone.
-    :param alone: whether it touches all of Airflow, so that no other case may run beside it.
-    :param ends: False for a run that cannot end because of what happens.
-    :param restored: brings Airflow back; the run's end is waited for after it.
+    :param freed_first: whether the worker must be gone before ``restored``, or the outage's end.
+    :param restored: undoes the event where the run cannot end without that.
+    :param real: whether the real engine serves.
     """
 
     name: str
@@ -38,10 +58,11 @@ class Case:
     conf: dict[str, Any] = field(default_factory=dict)
     rows: int | None = None
     gone_s: float = AT_ONCE_S
-    alone: bool = False
+    outage: Outage | None = None
     freed_first: bool = False
     restored: Callable[[Run], None] | None = None
     representative: bool = False
+    real: bool = False
 
 
 def held(step: str) -> Callable[[Run], bool]:
@@ -105,30 +126,50 @@ def age_lease(run: Run) -> None:
     path.write_text(json.dumps(raw | {"of_a_later_version": {"x": 1}}))
 
 
-def restart(*names: str, after_s: float = 5.0) -> Callable[[Run], None]:
-    def do(run: Run) -> None:
-        for name in names:
-            run.stage.airflow.kill(name)
-        time.sleep(after_s)
-        start(*names)(run)
+def mark_run_and_release(state: str) -> Callable[[Run], None]:
+    """Mark the run, and let a teardown that is held go on: Airflow does not end it."""
 
-    return do
+    def mark(run: Run) -> None:
+        run.mark_run(state)
+        run.release()
 
-
-def start(*names: str) -> Callable[[Run], None]:
-    def do(run: Run) -> None:
-        for name in names:
-            run.stage.airflow.start_component(name)
-
-    return do
+    return mark
 
 
-def kill_airflow(*names: str) -> Callable[[Run], None]:
-    def do(run: Run) -> None:
-        for name in names:
-            run.stage.airflow.kill(name)
+def outage(name: str, *components: str, lasting: bool = False, down_s: float = 5.0) -> Outage:
+    """SIGKILL to these components; they are started again after some seconds, or only after the verdict."""
 
-    return do
+    def begin(stage: Stage) -> None:
+        for component in components:
+            stage.airflow.kill(component)
+        time.sleep(0 if lasting else down_s)
+
+    def end(stage: Stage) -> None:
+        for component in components:
+            stage.airflow.start_component(component)
+
+    return Outage(name, begin, end, lasting)
+
+
+TRIGGERER_RESTARTED = outage("triggerer.restarted", "triggerer")
+TRIGGERER_GONE = outage("triggerer.gone", "triggerer", lasting=True)
+SCHEDULER_RESTARTED = outage("scheduler.restarted", "scheduler")
+SCHEDULER_GONE = outage("scheduler.gone", "scheduler", lasting=True)
+API_SERVER_RESTARTED = outage("api_server.restarted", "api-server")
+ALL_OF_AIRFLOW = ("api-server", "scheduler", "triggerer", "dag-processor")
+AIRFLOW_GONE = outage("airflow.gone", *ALL_OF_AIRFLOW, down_s=0)
+
+
+def pause(paused: bool) -> Callable[[Run], None]:
+    return lambda run: run.stage.request("PATCH", f"/dags/{run.dag_id}", {"is_paused": paused})
+
+
+def delete_dag_file(run: Run) -> None:
+    (run.stage.folder / "dags" / "deletable.py").unlink(missing_ok=True)
+
+
+def restore_dag_file(run: Run) -> None:
+    shutil.copy(HERE / "dags" / "deletable.py", run.stage.folder / "dags")
 
 
 def clear_ended(*names: str, downstream: bool = False) -> Callable[[Run], None]:
@@ -138,6 +179,18 @@ def clear_ended(*names: str, downstream: bool = False) -> Callable[[Run], None]:
         wait(lambda: run.state in {"queued", "running"}, 30, "the run to go on")
 
     return do
+
+
+def one_after_another(*events: Callable[[Run], None]) -> Callable[[Run], None]:
+    def do(run: Run) -> None:
+        for event in events:
+            event(run)
+
+    return do
+
+
+def clear_running(*names: str) -> Callable[[Run], None]:
+    return lambda run: run.clear(*names)
 
 
 def _cases() -> list[Case]:
@@ -174,14 +227,14 @@ def _cases() -> list[Case]:
             Case(
                 f"run_failed.{step}",
                 truth="failed",
-                event=lambda run: run.mark_run("failed"),
+                event=mark_run_and_release("failed"),
                 rows=done,
                 **at(step),
             ),
             Case(
                 f"run_success.{step}",
                 truth="success",
-                event=lambda run: run.mark_run("success"),
+                event=mark_run_and_release("success"),
                 rows=done,
                 **at(step),
             ),
@@ -228,52 +281,179 @@ def _cases() -> list[Case]:
             rows=10,
         ),
         Case(
-            "triggerer.restarted_ready",
+            "clear.failed_batch",
             truth="failed",
-            event=restart("triggerer"),
-            alone=True,
-            dag="execution_ready",
-            when=ready_waits,
+            event=one_after_another(kill_process("server"), clear_ended("answer")),
+            **at("batch"),
         ),
         Case(
-            "triggerer.restarted_batch",
+            "clear.failed_from_reserve",
             truth="success",
-            event=restart("triggerer"),
+            event=one_after_another(kill_process("server"), clear_ended("reserve", downstream=True)),
             rows=200,
-            alone=True,
+            **at("batch"),
+        ),
+        Case("clear.running_batch", truth="success", event=clear_running("answer"), rows=200, **at("batch")),
+        Case(
+            "clear.running_batch_worker",
+            truth="success",
+            event=clear_running("answer"),
+            rows=200,
             **at("batch_worker"),
         ),
+        Case(
+            "dag.paused_batch",
+            "paused",
+            "success",
+            batch_runs,
+            pause(True),
+            rows=150,
+            freed_first=True,
+            restored=pause(False),
+        ),
+        Case(
+            "dag.paused_batch_worker",
+            "paused_worker",
+            "success",
+            batch_runs,
+            pause(True),
+            rows=150,
+            freed_first=True,
+            restored=pause(False),
+        ),
+        Case(
+            "dag.deleted",
+            "deletable",
+            "success",
+            batch_runs,
+            delete_dag_file,
+            rows=150,
+            freed_first=True,
+            restored=restore_dag_file,
+        ),
+    ]
+    return [*found, *_outages(), *_real()]
+
+
+def _outages() -> list[Case]:
+    """What happens to parts of Airflow while runs are in their steps."""
+    batch, in_worker = at("batch"), at("batch_worker")
+    ready = {"dag": "loading_a_while", "when": ready_waits}
+    lapsing = {"outage": AIRFLOW_GONE, "freed_first": True}
+    gone = {"outage": SCHEDULER_GONE, "freed_first": True, "truth": RUNNING}
+    return [
+        Case("triggerer.restarted_ready", truth="success", rows=10, outage=TRIGGERER_RESTARTED, **ready),
+        Case("triggerer.restarted_batch", truth="success", rows=200, outage=TRIGGERER_RESTARTED, **in_worker),
+        Case(
+            "triggerer.gone_ready",
+            "lapsing_loading",
+            "failed",
+            ready_waits,
+            outage=TRIGGERER_GONE,
+            freed_first=True,
+        ),
+        # Its batch makes progress and so holds the lease; it is ended at its own timeout.
+        Case("triggerer.gone_batch", "late_worker", "failed", batch_runs, outage=TRIGGERER_GONE),
+        Case(
+            "triggerer.gone_finished_batch",
+            "late_finished_worker",
+            "success",
+            batch_runs,
+            rows=200,
+            outage=TRIGGERER_GONE,
+            freed_first=True,
+        ),
+        Case(
+            "scheduler.restarted_launch", truth="success", rows=10, outage=SCHEDULER_RESTARTED, **at("launch")
+        ),
+        Case("scheduler.restarted_ready", truth="success", rows=10, outage=SCHEDULER_RESTARTED, **ready),
+        Case("scheduler.restarted_batch", truth="success", rows=200, outage=SCHEDULER_RESTARTED, **batch),
         Case(
             "scheduler.restarted_batch_worker",
             truth="success",
-            event=restart("scheduler"),
             rows=200,
-            alone=True,
-            **at("batch_worker"),
+            outage=SCHEDULER_RESTARTED,
+            **in_worker,
         ),
         Case(
-            "airflow.gone_batch_worker",
-            "lapsing_worker",
+            "scheduler.restarted_teardown",
+            truth="success",
+            rows=10,
+            outage=SCHEDULER_RESTARTED,
+            **at("teardown"),
+        ),
+        Case("scheduler.gone_ready", "lapsing_loading", when=ready_waits, **gone),
+        Case("scheduler.gone_batch", "lapsing", when=batch_runs, **gone),
+        Case("scheduler.gone_batch_worker", "lapsing_worker", when=batch_runs, rows=600, **gone),
+        Case(
+            "api_server.restarted_launch",
+            truth="success",
+            rows=10,
+            outage=API_SERVER_RESTARTED,
+            **at("launch"),
+        ),
+        Case("api_server.restarted_ready", truth="success", rows=10, outage=API_SERVER_RESTARTED, **ready),
+        Case("api_server.restarted_batch", truth="success", rows=200, outage=API_SERVER_RESTARTED, **batch),
+        Case(
+            "api_server.restarted_batch_worker",
+            truth="success",
+            rows=200,
+            outage=API_SERVER_RESTARTED,
+            **in_worker,
+        ),
+        Case(
+            "api_server.restarted_teardown",
+            truth="success",
+            rows=10,
+            outage=API_SERVER_RESTARTED,
+            **at("teardown"),
+        ),
+        # Airflow runs the killed launch again: the lapsed lease is renewed, and a new worker starts.
+        Case(
+            "airflow.gone_launch",
+            "lapsing_quick",
             "success",
-            batch_runs,
-            kill_airflow("scheduler", "triggerer", "api-server", "dag-processor"),
-            rows=150,
-            alone=True,
-            freed_first=True,
-            restored=start("api-server", "scheduler", "triggerer", "dag-processor"),
+            held("launch"),
+            conf={"hold": "launch"},
+            rows=10,
+            **lapsing,
         ),
+        Case("airflow.gone_ready", "lapsing_loading", "failed", ready_waits, **lapsing),
+        Case("airflow.gone_batch", "lapsing", "failed", batch_runs, **lapsing),
+        Case("airflow.gone_batch_worker", "lapsing_worker", "success", batch_runs, rows=600, **lapsing),
         Case(
-            "airflow.gone_batch_task",
-            "short_lease",
-            "failed",
-            batch_runs,
-            kill_airflow("scheduler", "triggerer", "api-server", "dag-processor"),
-            alone=True,
-            freed_first=True,
-            restored=start("api-server", "scheduler", "triggerer", "dag-processor"),
+            "airflow.gone_teardown",
+            "lapsing_quick",
+            "success",
+            held("teardown"),
+            conf={"hold": "teardown"},
+            rows=10,
+            **lapsing,
         ),
     ]
-    return found
+
+
+def _real() -> list[Case]:
+    """With the real engine, on a Ray head that is made for the run and must end with it."""
+    batch: dict[str, Any] = {"dag": "real", "when": batch_runs, "real": True}
+    return [
+        Case("real.success", "real_quick", "success", rows=10, real=True),
+        Case("real.kill_task", truth="failed", event=kill_task("batch"), **batch),
+        Case("real.supervisor", truth="failed", event=kill_process("supervisor"), **batch),
+        Case("real.rank", truth="failed", event=kill_process("rank"), **batch),
+        Case("real.ray_head", truth="failed", event=kill_process("gcs"), **batch),
+        Case("real.ray_head_supervisor", truth="failed", event=kill_process("head"), **batch),
+        Case(
+            "real.airflow_gone",
+            "real_lapsing_worker",
+            "success",
+            batch_runs,
+            rows=2000,
+            outage=AIRFLOW_GONE,
+            freed_first=True,
+            real=True,
+        ),
+    ]
 
 
 CASES = _cases()

@@ -9,16 +9,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from tests.lifecycle.cases import BY_NET_S, CASES, Case
+from tests.conftest import ROOT
+from tests.lifecycle.cases import BY_NET_S, CASES, RUNNING, Case, Outage
 from tests.lifecycle.stage import Run, Stage, lifecycle_stage, wait
 
-RUN_S, STEP_S = 240.0, 120.0
-_REAP_EVERY_S = 20.0
+ENDED = frozenset({"success", "failed"})
+RUN_S, STEP_S = 300.0, 300.0
+_REAP_EVERY_S = 300.0  # as its DAG runs
+REAL_MODEL = ROOT / "var" / "models" / "tiny-llama"
 
 
 @dataclass(frozen=True)
@@ -69,16 +73,50 @@ HEADER = (
 )
 
 
-def run_case(stage: Stage, case: Case) -> Result:
-    """One run, from its start until everything of it is gone, or the time is over."""
-    dag_id = f"life_{case.dag}"
-    run = stage.start(dag_id, case.conf)
-    watching = threading.Event()
-    watcher = threading.Thread(target=_note_shared_memory, args=(run, watching), daemon=True)
-    watcher.start()
+class Together:
+    """Lets cases with one outage meet: the last to come does what there is to do, and all go on.
+
+    :param parties: how many cases there are; one that breaks leaves the others.
+    """
+
+    def __init__(self, parties: int) -> None:
+        self._parties = parties
+        self._arrived: dict[str, int] = {}
+        self._done: set[str] = set()
+        self._changed = threading.Condition()
+
+    def meet(self, step: str, action: Callable[[], None]) -> None:
+        """Wait until every case that is left has come to the step and the action is done."""
+        with self._changed:
+            self._arrived[step] = self._arrived.get(step, 0) + 1
+            while step not in self._done:
+                if self._arrived[step] >= self._parties:
+                    try:
+                        action()
+                    finally:
+                        self._done.add(step)
+                        self._changed.notify_all()
+                    return
+                self._changed.wait()
+
+    def leave(self) -> None:
+        """Go without the others: the next steps do not wait for this case."""
+        with self._changed:
+            self._parties -= 1
+            self._changed.notify_all()
+
+
+def run_case(stage: Stage, case: Case, together: Together | None = None) -> Result:
+    """One run, from its start until everything of it is gone, or the time is over.
+
+    :param together: meets the other cases of its outage.
+    """
+    together = together or Together(1)
+    run = stage.start(f"life_{case.dag}", case.conf)
     try:
-        return _observe(run, case)
+        return _observe(run, case, together)
     except Exception as error:  # noqa: BLE001 - a case that breaks is a red cell, not the end of the table
+        together.leave()
         return Result(
             case,
             "?",
@@ -87,30 +125,41 @@ def run_case(stage: Stage, case: Case) -> Result:
             run_id=run.run_id,
             broken=True,
         )
-    finally:
-        watching.set()
-        watcher.join()
 
 
-def _observe(run: Run, case: Case) -> Result:
+def _observe(run: Run, case: Case, together: Together) -> Result:
+    stage, outage = run.stage, case.outage
     began = time.monotonic()
     if case.when is not None:
         wait(lambda: case.when(run), STEP_S, f"{case.name} to reach its step")  # type: ignore[misc]
     if case.event is not None:
         case.event(run)
         began = time.monotonic()
+    if outage is not None:
+        together.meet("begin", lambda: outage.begin(stage))
+        began = time.monotonic()
     remark = ""
     if case.freed_first:
-        freed = _free(run, BY_NET_S, ignore="lease directory")
-        remark = f"free {freed[0]:.0f} s after the event" if freed[0] is not None else f"left: {freed[1]}"
-        if freed[0] is None:
-            return Result(case, "?", left=freed[1], remark=remark, run_id=run.run_id, broken=True)
+        freed_s, left = _free(run, BY_NET_S, ignore="lease directory")
+        if freed_s is None:
+            raise TimeoutError(f"not free {BY_NET_S:.0f} s after the event: {', '.join(left)}")
+        remark = f"free {freed_s:.0f} s after the event"
     if case.restored is not None:
         case.restored(run)
-    state = wait(lambda: (s := run.state) in {"success", "failed"} and s, RUN_S, "the run's end")
-    ended = time.monotonic()
-    free_s, left = _free(run, case.gone_s)
-    return Result(case, state, ended - began, free_s, left, run.rows(), remark, run.run_id)
+    if outage is not None and not outage.lasting:
+        together.meet("end", lambda: outage.end(stage))
+        run.release()
+    if case.truth == RUNNING:
+        result = Result(case, run.state, time.monotonic() - began, 0.0, (), run.rows(), remark, run.run_id)
+    else:
+        state = wait(lambda: (s := run.state) in ENDED and s, RUN_S, "the run's end")
+        ended = time.monotonic()
+        free_s, left = _free(run, case.gone_s)
+        result = Result(case, state, ended - began, free_s, left, run.rows(), remark, run.run_id)
+    if outage is not None and outage.lasting:
+        together.meet("judged", lambda: outage.end(stage))
+        wait(lambda: run.state in ENDED, RUN_S, "the end of the run after the outage")
+    return result
 
 
 def _free(run: Run, limit_s: float, ignore: str = "") -> tuple[float | None, list[str]]:
@@ -121,40 +170,45 @@ def _free(run: Run, limit_s: float, ignore: str = "") -> tuple[float | None, lis
             return time.monotonic() - began, []
         if time.monotonic() - began > limit_s:
             return None, left
-        time.sleep(0.3)
-
-
-def _note_shared_memory(run: Run, end: threading.Event) -> None:
-    while not end.wait(0.5):
-        run.stage.note_shared_memory(run)
+        time.sleep(0.5)
 
 
 def run_all(stage: Stage, cases: Iterable[Case], jobs: int) -> list[Result]:
-    """The cases that may run side by side, then those that touch all of Airflow, one by one."""
+    """The cases that may run side by side, then the outages, each with all of its cases at once."""
     cases = list(cases)
     done = threading.Event()
     reaper = threading.Thread(target=_reap, args=(stage, done), daemon=True)
     reaper.start()
     results: list[Result] = []
 
-    def one(case: Case) -> None:
-        result = run_case(stage, case)
+    def one(case: Case, together: Together | None = None) -> None:
+        result = run_case(stage, case, together)
         results.append(result)
         print(result.row(), flush=True)
 
     print(HEADER, flush=True)
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, [case for case in cases if not case.alone]))
-    for case in cases:
-        if case.alone:
-            one(case)
+        list(pool.map(one, [case for case in cases if case.outage is None]))
+    for group in outages(cases, jobs):
+        together = Together(len(group))
+        with ThreadPoolExecutor(len(group)) as pool:
+            list(pool.map(partial(one, together=together), group))
     done.set()
     reaper.join()
     return results
 
 
+def outages(cases: Iterable[Case], at_once: int) -> list[list[Case]]:
+    """The cases that an outage happens to, by outage, at most so many of them at once."""
+    by_outage: dict[Outage, list[Case]] = {}
+    for case in cases:
+        if case.outage is not None:
+            by_outage.setdefault(case.outage, []).append(case)
+    return [group[i : i + at_once] for group in by_outage.values() for i in range(0, len(group), at_once)]
+
+
 def _reap(stage: Stage, done: threading.Event) -> None:
-    """The reaper, more often than its DAG runs: it is the net that some cases need."""
+    """The reaper, as often as its DAG runs."""
     while not done.wait(_REAP_EVERY_S):
         stage.reap()
 
@@ -169,30 +223,51 @@ def write_table(path: Path, results: Iterable[Result]) -> None:
     path.write_text(f"{before}{marker}{table}\n{end}{after}")
 
 
+def run_on_stages(chosen: Sequence[Case], jobs: int, folder: Path) -> list[Result]:
+    """The cases with the stand-in on one Airflow, then those with the real engine on another, one by one."""
+    results: list[Result] = []
+    if simple := [case for case in chosen if not case.real]:
+        with lifecycle_stage(folder / "stand-in", parallelism=2 * jobs) as stage:
+            results += run_all(stage, simple, jobs)
+    if real := [case for case in chosen if case.real]:
+        with lifecycle_stage(folder / "real", real_model=str(REAL_MODEL)) as stage:
+            results += run_all(stage, real, jobs=1)
+    return results
+
+
+def choose(patterns: str, soak: int, seed: int) -> list[Case]:
+    """The cases that match, or that many of them at random.
+
+    A random path never has the real engine: it takes a minute.
+    """
+    matching = [c for c in CASES if any(fnmatch.fnmatch(c.name, p) for p in patterns.split(","))]
+    if not soak:
+        return matching
+    return random.Random(seed).choices([case for case in matching if not case.real], k=soak)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.lifecycle.matrix", description=__doc__)
     parser.add_argument("--only", default="*", help="cases whose names match, e.g. 'kill.*,clear.*'")
-    parser.add_argument("--jobs", type=int, default=4, help="cases at once")
+    parser.add_argument("--jobs", type=int, default=6, help="cases at once")
     parser.add_argument("--soak", type=int, default=0, metavar="N", help="that many random cases instead")
-    parser.add_argument("--seed", type=int, default=None, help="of the random cases")
+    parser.add_argument("--seed", type=int, default=time.time_ns() % 100_000, help="of the random cases")
     parser.add_argument("--folder", type=Path, help="where Airflow and the leases live; kept afterwards")
     parser.add_argument("--table", type=Path, help="file whose table gets the rows, e.g. docs/lifecycle.md")
     options = parser.parse_args()
-    chosen = [c for c in CASES if any(fnmatch.fnmatch(c.name, p) for p in options.only.split(","))]
     if options.soak:
-        seed = options.seed if options.seed is not None else time.time_ns() % 100_000
-        print(f"seed {seed}")
-        chosen = random.Random(seed).choices([c for c in chosen if not c.alone], k=options.soak)
+        print(f"seed {options.seed}")
+    chosen = choose(options.only, options.soak, options.seed)
+    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="life", ignore_cleanup_errors=True) as temporary:
-        folder = options.folder or Path(temporary)
-        with lifecycle_stage(folder.resolve(), parallelism=2 * options.jobs) as stage:
-            results = run_all(stage, chosen, options.jobs)
+        results = run_on_stages(chosen, options.jobs, (options.folder or Path(temporary)).resolve())
     if options.table:
         write_table(options.table, results)
     leaks, wrong = sum(r.leaked for r in results), sum(r.wrong_colour for r in results)
     for result in results:
         if result.red:
             print(f"RED: {result.case.name} ({result.run_id}) {result.remark}")
+    print(f"{(time.monotonic() - began) / 60:.0f} minutes")
     print(f"{len(results)} paths, {leaks} leaks, {wrong} wrong colours")
     return int(any(result.red for result in results))
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -19,13 +21,16 @@ import psutil
 from airflow_arcadia.lease import Identity
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.ports import free_port
-from airflow_arcadia.processes import find_marked
+from airflow_arcadia.processes import LEASE_VARIABLE, find_marked, shm_files
+from airflow_arcadia.runtime.shared_memory import ENGINE_FILE
 from tests.conftest import ROOT
 from tests.e2e.scheduled_airflow import ScheduledAirflow, scheduled_airflow
+from tests.ray_cluster.real_ray import clusters_yaml, unused_cluster
 
 HERE = Path(__file__).parent
-ROWS = (10, 150, 200, 250, 900)
-_SHM = Path("/dev/shm")
+ROWS = (10, 150, 200, 250, 600, 900, 2000, 20_000)
+_NOTE_EVERY_S = 0.5
+_MAY_MAP = frozenset({"engine", "rank", "server"})
 
 
 @dataclass
@@ -53,16 +58,17 @@ class Stage:
         found += sorted(path for path in self.engines.get(name, ()) if Path(path).exists())
         return found + (["lease directory"] if (self.store.root / name).exists() else [])
 
-    def note_shared_memory(self, run: Run) -> None:
-        """Remember which files the run's engine has: once it is dead, nothing tells whose they were."""
-        name = self.lease(run)
-        for process in find_marked(name):
-            path = _SHM / f"psm_life{process.pid}"
-            if path.exists():
-                self.engines.setdefault(name, set()).add(str(path))
+    def note_shared_memory(self) -> None:
+        """Remember which files every run's engine has: once it is dead, nothing tells whose they were."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                name = process.environ().get(LEASE_VARIABLE)
+                if name and (self.store.root / name).exists() and _role(process) in _MAY_MAP:
+                    found = filter(ENGINE_FILE.match, shm_files([process.pid]))
+                    self.engines.setdefault(name, set()).update(found)
 
     def processes(self, run: Run, role: str) -> list[psutil.Process]:
-        """The run's processes of that role: ``supervisor``, ``server`` or ``engine``."""
+        """The run's processes of that role: see :func:`_role`."""
         return [process for process in find_marked(self.lease(run)) if _role(process) == role]
 
     def start(self, dag_id: str, conf: Mapping[str, Any]) -> Run:
@@ -144,6 +150,10 @@ class Run:
         }
         self.stage.request("POST", f"/dags/{self.dag_id}/clearTaskInstances", body)
 
+    def release(self) -> None:
+        """Let a step that is held go on."""
+        (self.stage.folder / "at" / self.run_id / "released").touch()
+
     def reached(self, step: str) -> bool:
         """Whether a step that can be held is at its end (the teardown: at its beginning)."""
         return (self.stage.folder / "at" / self.run_id / step).exists()
@@ -160,54 +170,100 @@ class Run:
 
 
 def _role(process: psutil.Process) -> str:
+    """``supervisor``, ``server``, ``engine``, ``rank``, ``watchdog``; of a Ray head ``head``, ``gcs``, …"""
     words = process.cmdline()
-    if "airflow_arcadia.runtime" in words:
-        return "supervisor"
-    return "server" if "vllm.entrypoints.openai.api_server" in words else "engine"
+    title = words[0] if words else ""
+    for module, role in _MODULES.items():
+        if module in words:
+            return role
+    if title.startswith("ray::"):
+        return "rank"
+    if "EngineCore" in title or any("psm_life" in word for word in words):
+        return "engine"
+    return "gcs" if title.endswith("gcs_server") else Path(title).name or "ended"
+
+
+_MODULES = {
+    "airflow_arcadia.runtime": "supervisor",
+    "airflow_arcadia.runtime.supervisor": "head",
+    "airflow_arcadia.runtime.watchdog": "watchdog",
+    "vllm.entrypoints.openai.api_server": "server",
+}
 
 
 @contextlib.contextmanager
-def lifecycle_stage(folder: Path, *, parallelism: int = 8) -> Iterator[Stage]:
-    """Start the Airflow, and end it and whatever a case has left."""
+def lifecycle_stage(folder: Path, *, parallelism: int = 8, real_model: str = "") -> Iterator[Stage]:
+    """Start the Airflow, and end it and whatever a case has left.
+
+    :param parallelism: tasks at once.
+    :param real_model: folder of a model that the real engine serves; by default a stand-in serves nothing.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "out").mkdir(exist_ok=True)
     for rows in ROWS:
         lines = "".join(json.dumps({"prompt": f"number {i}"}) + "\n" for i in range(rows))
         (folder / f"in-{rows}.jsonl").write_text(lines)
-    python = folder / "worker-python"
-    stand_in = HERE / "stand_in"
-    python.write_text(f'#!/bin/sh\nexport PYTHONPATH={stand_in}:{ROOT}\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
+    # A case may delete the file of its DAG.
+    shutil.copytree(HERE / "dags", folder / "dags", ignore=shutil.ignore_patterns("__pycache__"))
     store = LeaseStore(folder / "state")
     extra = {
-        "arcadia_config_yaml": "rayClusters: []",
-        "worker_python": str(python),
+        "arcadia_config_yaml": clusters_yaml(unused_cluster()) if real_model else "rayClusters: []",
+        "worker_python": _real_python() if real_model else str(_stand_in_python(folder)),
         "state_dir": str(store.root),
     }
     env = {
         "AIRFLOW_CONN_ARCADIA_DEFAULT": json.dumps({"conn_type": "arcadia", "extra": extra}),
         "LIFECYCLE_FOLDER": str(folder),
+        "LIFECYCLE_MODEL": real_model,
         "PYTHONPATH": str(ROOT),
         "AIRFLOW__CORE__PARALLELISM": str(parallelism),
         "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "50",
         "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "2",
+        # A scheduler that was killed is given up, and its tasks are taken over, in seconds.
+        "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "10",
+        "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "10",
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
     }
     home = folder / "airflow"
-    with scheduled_airflow(home, HERE / "dags", free_port(), env) as airflow:
+    with scheduled_airflow(home, folder / "dags", free_port(), env) as airflow:
         full = {**os.environ, **env, "AIRFLOW_HOME": str(home)}
         stage = Stage(airflow, store, folder, full)
+        done = threading.Event()
+        noting = threading.Thread(target=_note, args=(stage, done), name="shared-memory", daemon=True)
+        noting.start()
         try:
             yield stage
         finally:
+            done.set()
+            noting.join()
             _end_all(stage)
 
 
+def _note(stage: Stage, done: threading.Event) -> None:
+    while not done.wait(_NOTE_EVERY_S):
+        stage.note_shared_memory()
+
+
+def _real_python() -> str:
+    return str(ROOT / ".venv-worker" / "bin" / "python")
+
+
+def _stand_in_python(folder: Path) -> Path:
+    """A Python of a worker's environment in which vLLM is the stand-in."""
+    python = folder / "worker-python"
+    stand_in = HERE / "stand_in"
+    python.write_text(f'#!/bin/sh\nexport PYTHONPATH={stand_in}:{ROOT}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
 def _end_all(stage: Stage) -> None:
-    """End every process of a stand-in that a case has left, and its shared memory."""
+    """End every process that a case has left, and its shared memory."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get("ARCADIA_LEASE_FILE", "").startswith(str(stage.store.root)):
+            environ = process.environ()
+            name, file = environ.get(LEASE_VARIABLE), environ.get("ARCADIA_LEASE_FILE", "")
+            if file.startswith(str(stage.store.root)) or (name and name in stage.store.names()):
                 process.kill()
     for path in (path for paths in stage.engines.values() for path in paths):
         Path(path).unlink(missing_ok=True)

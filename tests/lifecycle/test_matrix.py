@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.lifecycle.cases import CASES
-from tests.lifecycle.dags.lifecycle import DAGS
-from tests.lifecycle.matrix import HEADER, Result, run_all, write_table
+from tests.lifecycle.cases import AIRFLOW_GONE, ALL_OF_AIRFLOW, CASES
+from tests.lifecycle.dags import deletable, lifecycle, real_engine
+from tests.lifecycle.matrix import HEADER, Result, Together, choose, outages, run_all, write_table
 from tests.lifecycle.stage import lifecycle_stage
 
 
@@ -36,5 +37,39 @@ def test_rows_replace_those_of_the_same_cases_in_the_document(tmp_path: Path):
 
 def test_the_cases_have_different_names_and_dags_that_are_there():
     names = [case.name for case in CASES]
+    dags = [*lifecycle.DAGS, *real_engine.DAGS, deletable.dag]
     assert len(names) == len(set(names))
-    assert {f"life_{case.dag}" for case in CASES} <= {dag.dag_id for dag in DAGS}
+    assert {f"life_{case.dag}" for case in CASES} <= {dag.dag_id for dag in dags}
+
+
+def test_the_cases_of_an_outage_meet_and_one_that_breaks_does_not_hold_up_the_others():
+    together, happened = Together(3), []
+
+    def case(index: int) -> None:
+        together.meet("begin", lambda: happened.append("begin"))
+        if index == 0:
+            together.leave()
+            return
+        together.meet("end", lambda: happened.append("end"))
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(case, range(3), timeout=10))
+    assert happened == ["begin", "end"]
+
+
+def test_cases_are_put_together_by_outage_at_most_so_many_at_once():
+    gone = [case for case in CASES if case.outage is AIRFLOW_GONE and not case.real]
+    others = [case for case in CASES if case.outage is None]
+    groups = outages([*others, *gone], at_once=3)
+    assert [case for group in groups for case in group] == gone
+    assert max(map(len, groups)) == 3
+    assert AIRFLOW_GONE.name == "airflow.gone"
+    assert len(ALL_OF_AIRFLOW) == 4
+
+
+def test_random_paths_are_the_same_for_the_same_seed_and_have_no_real_engine():
+    chosen = choose("*", soak=300, seed=1)
+    assert chosen == choose("*", soak=300, seed=1) != choose("*", soak=300, seed=2)
+    assert len(chosen) == 300
+    assert not any(case.real for case in chosen)
+    assert next(case.name for case in choose("real.*", soak=0, seed=1)) == "real.success"

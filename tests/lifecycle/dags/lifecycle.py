@@ -35,7 +35,8 @@ def _stop(context: Any, step: str) -> None:
     if conf.get("fail") == step:
         raise RuntimeError(f"{step} fails, as it was told to")
     deadline = time.monotonic() + HOLD_S
-    while conf.get("hold") == step and time.monotonic() < deadline:
+    released = marker.with_name("released")
+    while conf.get("hold") == step and not released.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
 
 
@@ -63,8 +64,14 @@ def make(
     dagrun_timeout: float | None = None,
     ready: dict[str, Any] | None = None,
     batch: dict[str, Any] | None = None,
+    group: dict[str, Any] | None = None,
 ) -> DAG:
-    """One DAG: a worker, a batch, and where asked for a task of the user's own before it."""
+    """One DAG: a worker, a batch, and where asked for a task of the user's own before it.
+
+    :param ready: attributes of the sensor.
+    :param batch: further parameters of the batch.
+    :param group: further parameters of the group.
+    """
     with DAG(
         f"life_{name}",
         schedule=None,
@@ -74,16 +81,16 @@ def make(
         dagrun_timeout=timedelta(seconds=dagrun_timeout) if dagrun_timeout else None,
         default_args={"retries": 0},
     ) as dag:
-        with ArcadiaWorkerGroup(
-            "worker",
-            model="org/stand-in",
-            deferrable=deferrable,
-            lease_duration=lease_duration,
-            teardown_retries=0,
-            startup_timeout=90,
-            poll_interval=0.5,
-            engine={"extra_args": extra_args},
-        ) as worker:
+        parameters: dict[str, Any] = {
+            "model": "org/stand-in",
+            "deferrable": deferrable,
+            "lease_duration": lease_duration,
+            "teardown_retries": 0,
+            "startup_timeout": 90,
+            "poll_interval": 0.5,
+            "engine": {"extra_args": extra_args},
+        }
+        with ArcadiaWorkerGroup("worker", **parameters | (group or {})) as worker:
             answer = ArcadiaBatchInferenceOperator(
                 task_id="answer",
                 worker=worker.handle,
@@ -91,8 +98,7 @@ def make(
                 output=str(FOLDER / "out" / "{{ run_id }}.jsonl"),
                 run_in=run_in,
                 progress_interval=1.0,
-                options={"max_in_flight": 4},
-                **(batch or {}),
+                **{"options": {"max_in_flight": 4}} | (batch or {}),
             )
             if sleep:
                 worker.ready >> Sleep(seconds=sleep, task_id="long") >> answer
@@ -110,6 +116,7 @@ def make(
 
 QUICK = {"rows": 10}
 TIGHT = {"execution_timeout": timedelta(seconds=8)}
+LATE = {"execution_timeout": timedelta(seconds=50)}
 DAGS = [
     make("task"),
     make("worker", run_in="worker"),
@@ -124,8 +131,16 @@ DAGS = [
     make("execution_batch", rows=900, run_in="worker", batch=TIGHT),
     make("short_lease", rows=250, lease_duration=15),
     make("short_lease_worker", rows=250, lease_duration=15, run_in="worker"),
-    make("lapsing_worker", rows=150, lease_duration=20, run_in="worker"),
     make("long_task", lease_duration=15, sleep=30, **QUICK),
+    make("lapsing", rows=600, lease_duration=20),
+    make("lapsing_worker", rows=600, lease_duration=20, run_in="worker"),
+    make("lapsing_quick", lease_duration=20, **QUICK),
+    make("lapsing_loading", extra_args="--load 60", lease_duration=20, ready=LATE, **QUICK),
+    make("late_worker", rows=900, run_in="worker", batch={"batch_timeout": 30}),
+    make("late_finished_worker", rows=200, lease_duration=20, run_in="worker", batch={"batch_timeout": 60}),
+    make("loading_a_while", extra_args="--load 15", **QUICK),
+    make("paused", rows=150, lease_duration=20),
+    make("paused_worker", rows=150, lease_duration=20, run_in="worker"),
 ]
 for made in DAGS:
     globals()[made.dag_id] = made
