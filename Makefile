@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-fast test-kubernetes test-loopback test-chaos test-fuzz test-matrix chaos matrix soak lint demo up down bench wheel lock clean distclean
+.PHONY: help setup test test-fast test-kubernetes test-loopback test-chaos test-fuzz test-matrix chaos matrix soak lint docs demo up down bench wheel lock clean distclean
 
 # Any Python finds a 3.11 by itself; name one with PYTHON=/path/to/python3.11.
 PYTHON ?= python3
@@ -58,6 +58,11 @@ lint: setup ## ruff, mypy --strict and the layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: ## build the documentation into var/docs/html: warnings are errors, links between pages are checked
+	@$(ENVIRONMENTS) docs
+	PYTHONPATH=var/docs/packages $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet \
+		--doctree-dir var/docs/doctrees docs var/docs/html $(ARGS)
 
 demo: ## answer 64+ prompts with SmolLM2, tensor parallel over two Ray workers
 	@$(ENVIRONMENTS) setup --demo

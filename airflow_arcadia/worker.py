@@ -61,8 +61,11 @@ class RayConnection:
     """A Ray cluster proven usable: what provisioning hands to the launch (JSON-safe, goes through XCom).
 
     :param index: ``RAY_CLUSTER_INDEX``.
+    :param name: the cluster's name in arcadia-config, or that of the one made for the run.
     :param address: ``host:port`` of the head's GCS, for ``RAY_ADDRESS``.
     :param dashboard_url: base URL of the dashboard's REST API.
+    :param ray_version: the cluster's Ray.
+    :param python_version: the cluster's Python.
     :param gpus_total: GPUs on the cluster's alive nodes.
     :param gpus_free: of these, not used when it was looked at.
     :param created: whether this run started the cluster and so must end it.
@@ -99,12 +102,15 @@ class WorkerSpec:
     :param ray_cluster_index: ``RAY_CLUSTER_INDEX``.
     :param ray_address: ``host:port`` of the Ray head; None only when ``num_gpus`` is 1.
     :param ray_dashboard_url: the dashboard's REST API, for evidence that the node joined.
+    :param ray_version: Ray of the cluster, which the worker's must be; None does not compare them.
+    :param python_version: Python of the cluster, which the worker's must be; None does not compare them.
     :param controller_address: URL of FastChat's controller; None: do not register anywhere.
     :param dtype: vLLM's ``--dtype``.
     :param max_model_len: context length in tokens; None takes the model's own.
     :param max_num_seqs: sequences the engine runs at once.
     :param max_num_batched_tokens: tokens in one engine step.
     :param gpu_memory_utilization: ``GPU_MEMORY_UTILIZATION``, fraction of each GPU's memory in (0, 1].
+    :param trust_remote_code: vLLM's ``--trust-remote-code``: runs code that comes with the model.
     :param drain_seconds: grace for running requests after SIGTERM.
     :param hang_timeout: seconds without a token, while requests run, after which the engine counts as hung;
         0 for never.
@@ -328,7 +334,10 @@ class WorkerHandle:
     :param lease: name of the lease that owns it.
     :param launcher: which launcher made it and can observe and end it: ``process``, ``pod``, …
     :param url: base URL, e.g. ``http://127.0.0.1:21002``.
+    :param served_model_name: name clients use.
+    :param num_gpus: ``NUMBER_GPUS``.
     :param controller_address: URL of the controller it registers with, if any.
+    :param ray: the Ray cluster it is placed on (:class:`RayConnection`); None for one GPU.
     :param where: what the launcher needs to find it: ``pid`` and ``started_at`` (process), namespace and
         pod name (pod). ``log`` is where its output goes.
     """

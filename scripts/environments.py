@@ -3,9 +3,9 @@
 
 ``scripts/environments.py setup`` makes ``.venv`` (Airflow, tests, linters) and ``.venv-worker`` (vLLM, Ray,
 FastChat) from the locks in ``requirements/``; ``--demo`` adds the demo's model. ``ray-data`` makes a folder
-with what Ray Data needs, for the benchmark. Standard library only: nothing else is there yet. An
-environment's stamp is written last: without one it is made anew, with one that no longer fits it is brought
-up to date, and with a fitting one nothing happens.
+with what Ray Data needs, for the benchmark, and ``docs`` one with Sphinx, beside ``.venv`` alone. Standard
+library only: nothing else is there yet. An environment's stamp is written last: without one it is made anew,
+with one that no longer fits it is brought up to date, and with a fitting one nothing happens.
 """
 
 import argparse
@@ -40,6 +40,8 @@ TINY_MODEL = ("var/models/tiny-llama", "tests.tiny_model")
 DEMO_MODEL = ("var/models/SmolLM2-135M-Instruct", "demo.model")
 # For the benchmark alone, beside the worker's environment and not in it.
 RAY_DATA = ("var/bench/ray-data", "requirements/ray-data.txt")
+# Sphinx, for `make docs` alone: it reads the docstrings in Airflow's environment, and is not part of it.
+DOCS = ("var/docs/packages", "requirements/docs.txt")
 
 PIP_TO_UV = {
     "PIP_INDEX_URL": "UV_DEFAULT_INDEX",
@@ -204,14 +206,14 @@ def make_model(folder, module, env):
     run([python, "-m", module, str(place)], {**env, "TQDM_DISABLE": "1"})
 
 
-def make_folder_of_packages(folder, lock, env):
-    """Install what ``lock`` lists into a folder for ``PYTHONPATH``, unless that was done."""
+def make_folder_of_packages(folder, lock, environment, env):
+    """Install what ``lock`` lists into a folder for an environment's ``PYTHONPATH``, unless that was done."""
     place = ROOT / folder
     stamp, wanted = place / STAMP, (ROOT / lock).read_text(encoding="utf-8")
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return
     say(f"{folder}: made from {lock} …")
-    python = str(ROOT / WORKER[0] / "bin/python")
+    python = str(ROOT / environment / "bin/python")
     remove(place)
     target = ["--quiet", "--python", python, "--target", str(place), "--no-deps"]
     run([find_uv(python, env), "pip", "install", *target, "--requirement", str(ROOT / lock)], env)
@@ -239,14 +241,28 @@ def require_libnuma(env, *, load=ctypes.CDLL, is_root=lambda: os.geteuid() == 0,
 def setup(demo, env):
     """Everything that is missing."""
     require_libnuma(env)
-    python = find_python([env.get("PYTHON"), f"python{WANTED}", "python3", sys.executable])
-    if os.path.realpath(sys.executable) != python:
-        os.execve(python, [python, *sys.argv], env)  # noqa: S606 - the same program, with that Python
+    python = this_python(env)
     with only_one():
         for folder, lock in (AIRFLOW, WORKER):
             make_environment(folder, lock, python, env)
         for folder, module in (TINY_MODEL, DEMO_MODEL) if demo else (TINY_MODEL,):
             make_model(folder, module, env)
+
+
+def docs(env):
+    """What ``make docs`` needs: Airflow's environment, and Sphinx in a folder beside it."""
+    python = this_python(env)
+    with only_one():
+        make_environment(*AIRFLOW, python, env)
+        make_folder_of_packages(*DOCS, AIRFLOW[0], env)
+
+
+def this_python(env):
+    """Path of the Python for the environments; this program starts again with it where that is another."""
+    python = find_python([env.get("PYTHON"), f"python{WANTED}", "python3", sys.executable])
+    if os.path.realpath(sys.executable) != python:
+        os.execve(python, [python, *sys.argv], env)  # noqa: S606 - the same program, with that Python
+    return python
 
 
 def lock(env):
@@ -257,6 +273,7 @@ def lock(env):
     for (_, output), more in (
         (AIRFLOW, []),
         (WORKER, [*torch_arguments(env.get("PIP_FIND_LINKS", "")), *overrides]),
+        (DOCS, []),
     ):
         source = output.replace(".txt", ".in")
         # The command is not noted in the file: it would name this machine's folders.
@@ -298,7 +315,7 @@ def say(text):
 def main():
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("command", choices=["setup", "lock", "ray-data"])
+    parser.add_argument("command", choices=["setup", "lock", "ray-data", "docs"])
     parser.add_argument("--demo", action="store_true", help="also make the demo's model")
     options = parser.parse_args()
     env = tool_environment(os.environ)
@@ -307,7 +324,9 @@ def main():
             lock(env)
         elif options.command == "ray-data":
             with only_one():
-                make_folder_of_packages(*RAY_DATA, env)
+                make_folder_of_packages(*RAY_DATA, WORKER[0], env)
+        elif options.command == "docs":
+            docs(env)
         else:
             setup(options.demo, env)
     except SetupError as error:

@@ -18,6 +18,9 @@ class Progress:
     """How far a batch is.
 
     :param done: rows answered or failed for good, earlier attempts included.
+    :param total: rows of the input.
+    :param ok: rows answered.
+    :param failed: error rows.
     :param rows_per_s: over the last seconds.
     :param tokens_per_s: generated tokens, over the last seconds.
     :param eta_s: seconds left at this rate; None while nothing is known.

@@ -195,15 +195,20 @@ OPTIONS = {name: name for name in BatchOptions.__annotations__}
 class BatchSummary:
     """What a finished batch did.
 
+    :param rows: rows of the input.
+    :param ok: rows that were answered.
+    :param failed: error rows.
     :param seconds: time spent running, summed over all attempts.
-    :param prompt_tokens: as the engine counted them; ``completion_tokens`` likewise.
     :param tokens_per_s: generated tokens per second.
     :param output: URI of the answers.
     :param errors: URI of the error rows alone; None when there is none.
+    :param prompt_tokens: tokens of the prompts, as the engine counted them.
+    :param completion_tokens: generated tokens, as the engine counted them.
+    :param model: name the rows were sent to.
     :param attempts: how often the batch was started until it was done.
     :param resumed_rows: rows the last attempt found already committed.
-    :param gpu_seconds: the GPUs' time, where the spec says how many there are; ``tokens_per_gpu_second``
-        counts prompt and generated tokens.
+    :param gpu_seconds: the GPUs' time, where the spec says how many there are, else 0.
+    :param tokens_per_gpu_second: prompt and generated tokens per second of a GPU, else 0.
     :param fingerprint: what identifies input, model and parameters.
     """
 

@@ -1,4 +1,4 @@
-"""What docs/kubernetes.md says is what the code has."""
+"""What the pages about Kubernetes say is what the code has."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
-from airflow_arcadia.launchers.arcadia_worker.settings import ArcadiaWorkerOptions, WorkerResourceSettings
-from airflow_arcadia.launchers.pod.settings import PodOptions, PodSettings
+from airflow_arcadia.launchers.pod.settings import PodSettings
 from airflow_arcadia.provider_info import get_provider_info
-from airflow_arcadia.ray_cluster.kuberay.settings import KubeRayOptions, KubeRaySpec
+from airflow_arcadia.ray_cluster.kuberay.settings import KubeRaySpec
 from tests.conftest import ROOT
 from tests.deploy.manifests import everything
 
-PAGE = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "how-to" / "kubernetes.md").read_text(encoding="utf-8")
 
 
 def section(title: str) -> str:
@@ -33,29 +32,10 @@ def blocks(language: str, page: str = PAGE) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize(
-    ("title", "options", "settings"),
-    [
-        ("The worker's pod", PodOptions, PodSettings),
-        ("A Ray cluster for the run", KubeRayOptions, KubeRaySpec),
-        ("Arcadia's own workers", ArcadiaWorkerOptions, WorkerResourceSettings),
-    ],
-)
-def test_the_table_has_every_option_and_its_default(title: str, options: type[Any], settings: type[Any]):
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", section(title), re.MULTILINE))
-    assert list(rows) == [name for name in options.__annotations__ if name != "num_cpus"]
-    for name, told in rows.items():
-        default = getattr(settings(), name)
-        if isinstance(default, (bool, str)) and default:
-            assert told == f"`{default}`", name
-        elif isinstance(default, (int, float)) and not isinstance(default, bool):
-            assert told in {f"{default:g}", f"{default / 3600:g} h"}, name
-
-
 def test_the_dag_can_be_loaded_and_its_settings_parsed(monkeypatch: pytest.MonkeyPatch):
     (source,) = blocks("python")
     names: dict[str, Any] = {}
-    exec(compile(source, "docs/kubernetes.md", "exec"), names)  # noqa: S102 - the page's own program
+    exec(compile(source, "docs/how-to/kubernetes.md", "exec"), names)  # noqa: S102 - the page's own program
     group = names["worker"]
     assert [task.task_id for task in group.dag.tasks if task.is_teardown] == ["qwen.teardown_worker"]
     assert PodSettings.parse(group.launches[0].pod).image == names["IMAGE"]
@@ -85,7 +65,7 @@ def test_the_connections_are_json_of_keys_that_the_hook_reads(monkeypatch: pytes
 
 def test_every_file_and_object_the_page_names_is_there():
     for link in re.findall(r"\]\(([^)#]+)\)", PAGE):
-        assert (ROOT / "docs" / link).exists(), link
+        assert (ROOT / "docs" / "how-to" / link).exists(), link
     for path in re.findall(r"(?:-f|-k) ((?:deploy|docker)\S*)", PAGE):
         assert (ROOT / path).exists(), path
     names = {(item["kind"].lower(), item["metadata"]["name"]) for item in everything()}
@@ -98,7 +78,7 @@ def test_the_failure_table_names_every_reason_the_code_knows():
     source = Path(sys.modules["airflow_arcadia.kubernetes.pod_status"].__file__ or "").read_text(
         encoding="utf-8"
     )
-    table = section("When something fails")
+    table = (ROOT / "docs" / "troubleshooting" / "kubernetes.md").read_text(encoding="utf-8")
     known = {"OOMKilled", "Evicted", "DeadlineExceeded", "NodeNotReady", "CrashLoopBackOff", "Unschedulable"}
     assert known <= set(re.findall(r"\w+", source))
     for reason in known | {"ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError"}:

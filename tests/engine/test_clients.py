@@ -1,7 +1,7 @@
 """The clients that people have, unmodified, on a real engine: without an API key and with one.
 
 FastChat's own scenarios run through the `openai` client, at the worker and at FastChat's API server; then
-comes what each client is used for. docs/clients.md has the table.
+comes what each client is used for. docs/how-to/clients.md has the table.
 """
 
 from __future__ import annotations

@@ -41,11 +41,18 @@ class WorkerResourceSettings:
         which was provisioned, else 0.
     :param resources: ``requests`` and ``limits``, passed on exactly as given. There is no default for the
         limits: Arcadia's operator fails without any, and what a model needs cannot be guessed.
+    :param match_expressions: required node affinity.
     :param additional_envs: variables as a pod has them (``valueFrom`` too); the operator's own
         ``additional_envs`` come after these and win.
     :param storage: PersistentVolumeClaim spec for the model's files; None takes an emptyDir.
+    :param loader: ``image`` and ``imagePullPolicy`` of what fetches the model; None takes Arcadia's.
     :param runner: ``image`` and ``imagePullPolicy``. Batches, and the engine's limits, need an image built
         from ``docker/Dockerfile.worker``: Arcadia's own speaks FastChat's protocol only.
+    :param creator: who made it, for Arcadia's portal.
+    :param display_name: name in Arcadia's portal.
+    :param description: text in Arcadia's portal.
+    :param labels: labels beside those by which it is found again.
+    :param annotations: annotations of the Worker.
     :param worker_url: URL at which Airflow reaches the worker, with the fields ``{service}``,
         ``{namespace}`` and ``{port}``.
     :param unschedulable_grace: seconds its pod may fit on no node before the wait fails.

@@ -22,22 +22,35 @@ class PodSettings:
     Fields have the names of KubernetesPodOperator's parameters where it has them; values are Kubernetes' own
     JSON.
 
-    :param image: image with vLLM and this package (``docker/Dockerfile.worker``).
+    :param image: image with vLLM and this package (``docker/Dockerfile.worker``); required.
+    :param image_pull_policy: None takes Kubernetes' own default.
+    :param image_pull_secrets: names of Secrets.
     :param resources: ``requests`` and ``limits`` of the worker's container, passed on exactly as given:
         ``nvidia.com/gpu`` here is GPUs of this pod, which ``NUMBER_GPUS`` (from the Ray cluster) is not.
-    :param shm_size: most that ``/dev/shm``, memory of the pod, may take; ranks of one node talk through it.
+    :param shm_size: most that ``/dev/shm`` may take; ranks of one node talk through it. It is memory, and
+        counts towards the pod's limit.
     :param model_volume: volume source of the model's files, e.g. ``{"persistentVolumeClaim": {"claimName":
         "models"}}``, ``{"hostPath": {"path": …}}``, ``{"emptyDir": {}}`` with a loader, or ``{"image":
         {"reference": …}}``; None where the image holds the model, or vLLM downloads it.
     :param model_mount_path: where the worker and the loader see it.
     :param loader: init container that fills the model volume (``image``, ``command``, ``args``, ``env``, …).
+    :param node_selector: labels that the node must have.
+    :param tolerations: taints of nodes that the pod tolerates.
+    :param affinity: affinity to nodes and pods.
     :param match_expressions: Arcadia's: required node affinity.
+    :param service_account_name: None takes the namespace's default.
+    :param automount_service_account_token: whether the pod gets a token of the API server: the worker asks
+        nothing of Kubernetes.
+    :param priority_class_name: PriorityClass of the pod.
     :param queue_name: Kueue LocalQueue the pod waits in.
+    :param labels: labels beside those by which the pod is found again.
+    :param annotations: annotations of the pod.
     :param active_deadline_seconds: after which the cluster ends the pod whatever Airflow does; None: never.
     :param startup_timeout: seconds the model may take to load before the kubelet ends the pod; not a key of
         ``pod``, but the operator's own parameter.
     :param run_as_user: numeric user of the processes; never 0 unless an overlay says so.
     :param host: address the server binds inside the pod.
+    :param port: port of the pod and its Service.
     :param fastchat_port: port at which FastChat's gateway reaches a worker that asks for an API key. It
         serves FastChat's protocol without the key, so a network policy should open it to the gateway alone.
         None: the gateway does not reach such a worker.

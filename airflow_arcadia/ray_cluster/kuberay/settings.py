@@ -16,7 +16,11 @@ from airflow_arcadia.worker import parse_num_gpus
 class KubeRaySpec:
     """What to make; values are Kubernetes' own JSON.
 
-    :param image: the worker's image: Ray, Python and vLLM must be the same on every node.
+    :param image: the worker's image: Ray, Python and vLLM must be the same on every node. Default: the
+        ``image`` of ``pod``, as for the pull policy and secrets, the model volume and where it is mounted,
+        the node selector and the tolerations.
+    :param image_pull_policy: None takes Kubernetes' own default.
+    :param image_pull_secrets: names of Secrets.
     :param num_gpus: GPUs of all nodes; default what the workers ask for.
     :param gpus_per_node: GPUs of each node; default all on one, which is the fastest for tensor parallelism.
     :param ray_version: the image's Ray; default the ``rayVersion`` of the entry of arcadia-config in whose
@@ -24,7 +28,16 @@ class KubeRaySpec:
         told no version, by the image's own ``wget``.
     :param resources: further requests and limits of each GPU node; ``nvidia.com/gpu`` is added.
     :param head_resources: requests and limits of the head, which runs no model.
+    :param shm_size: most that ``/dev/shm`` of each node may take.
     :param model_volume: volume source of the model's files: every node loads them.
+    :param model_mount_path: where the nodes see them, the same as on the worker.
+    :param node_selector: labels that the nodes must have.
+    :param tolerations: taints of nodes that the pods tolerate.
+    :param service_account_name: None takes the namespace's default.
+    :param priority_class_name: PriorityClass of the pods.
+    :param run_as_user: numeric user of the processes.
+    :param port: port of the head's GCS.
+    :param dashboard_port: port of Ray's dashboard on the head.
     :param ray_start_params: further parameters of ``ray start`` on the head.
     :param startup_timeout: seconds until all nodes must have joined.
     :param unschedulable_grace: seconds its pods may fit on no node, where an autoscaler adds nodes.
