@@ -26,6 +26,8 @@ MAX_DURATION_S = 7 * 24 * 3600.0
 
 MAX_NAME = 52
 """Longest lease name: a DNS label is 63 characters and the worker's parts add up to 11 more."""
+WARM = "warm"
+"""Kind under which a run's lease records the lease of the warm worker that it uses."""
 _RENEWALS_PER_DURATION = 3
 """Two renewals may fail before the lease lapses."""
 
@@ -95,12 +97,67 @@ class Owned:
 
 
 @dataclass(frozen=True)
+class Use:
+    """A run's hold on a worker that it shares with other runs; it lapses as a lease does.
+
+    :param user: name of the run's own lease.
+    :param duration_s: seconds it holds without a renewal.
+    :param keep_s: seconds the worker stays warm once this use has ended.
+    """
+
+    user: str
+    renewed_at: float
+    duration_s: float
+    keep_s: float
+
+    @property
+    def expires_at(self) -> float:
+        """When it lapses unless renewed."""
+        return self.renewed_at + self.duration_s
+
+
+@dataclass(frozen=True)
+class Warm:
+    """What the lease of a worker that outlives its runs has beside those of other leases.
+
+    :param key: digest of all that the worker is made from; runs with the same key share it.
+    :param workers: how many workers belong to it.
+    :param retires_at: no other run adopts it after that, seconds since the epoch.
+    :param kept_until: how long a run that has ended asked for it to be kept.
+    :param uses: the runs that hold it.
+    :param launcher: the user that provisions and launches it.
+    :param handles: :class:`~airflow_arcadia.worker.WorkerHandle` by worker name, as dicts, once launched.
+    """
+
+    key: str
+    workers: int
+    retires_at: float
+    kept_until: float = 0.0
+    uses: tuple[Use, ...] = ()
+    launcher: str = ""
+    handles: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def renew(self, now: float, duration_s: float) -> Warm:
+        """With every use renewed, or the warm period where there is none."""
+        uses = tuple(dataclasses.replace(use, renewed_at=max(now, use.renewed_at)) for use in self.uses)
+        kept_until = self.kept_until if uses else max(self.kept_until, now + duration_s)
+        return dataclasses.replace(self, uses=uses, kept_until=kept_until)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Warm:
+        """From its JSON form; unknown fields are dropped."""
+        uses = tuple(Use(**_known(Use, use)) for use in raw.get("uses", ()))
+        return cls(**{**_known(cls, raw), "uses": uses})
+
+
+@dataclass(frozen=True)
 class Lease:
     """Who owns what, until when.
 
     :param duration_s: seconds it holds without a renewal.
     :param released: whether its owner has given it back; what it owns must end.
     :param uid: uid of the Kubernetes Lease that it is kept in; empty for a file.
+    :param warm: for a worker that outlives its runs: who uses it, and how long it is kept (see ``warm.py``).
     :param extra: fields that a later version wrote; kept so that a renewal does not drop them.
     """
 
@@ -112,12 +169,18 @@ class Lease:
     owned: tuple[Owned, ...] = ()
     released: bool = False
     uid: str = ""
+    warm: Warm | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def expires_at(self) -> float:
         """When it lapses unless renewed."""
         return self.renewed_at + self.duration_s
+
+    @property
+    def warm_name(self) -> str | None:
+        """Name of the lease of the warm worker that this run's lease uses, if it uses one."""
+        return next((item.name for item in self.owned if item.kind == WARM), None)
 
     @property
     def renewal_interval_s(self) -> float:
@@ -129,8 +192,14 @@ class Lease:
         return self.released or now >= self.expires_at
 
     def renew(self, now: float) -> Lease:
-        """The lease as renewed at ``now``; a clock that went backwards never shortens it."""
-        return dataclasses.replace(self, renewed_at=max(now, self.renewed_at))
+        """The lease as renewed at ``now``; a clock that went backwards never shortens it.
+
+        That of a warm worker is renewed for all who use it: whoever does not say for whom speaks for all.
+        """
+        renewed = dataclasses.replace(self, renewed_at=max(now, self.renewed_at))
+        if self.warm is None:
+            return renewed
+        return dataclasses.replace(renewed, warm=self.warm.renew(now, self.duration_s))
 
     def release(self) -> Lease:
         """The lease as given back: its owner is done, what it owns must end."""
@@ -148,6 +217,8 @@ class Lease:
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe form."""
         raw = dataclasses.asdict(self)
+        if self.warm is None:
+            del raw["warm"]
         return {**raw.pop("extra"), **raw}
 
     @classmethod
@@ -167,6 +238,7 @@ class Lease:
                 owned=tuple(Owned(**_known(Owned, item)) for item in raw.get("owned", ())),
                 released=bool(raw.get("released", False)),
                 uid=str(raw.get("uid", "")),
+                warm=Warm.from_dict(raw["warm"]) if raw.get("warm") else None,
                 extra={key: value for key, value in raw.items() if key not in _FIELDS},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -229,7 +301,7 @@ class LeaseWatch:
 _FIELDS = frozenset(field.name for field in dataclasses.fields(Lease)) - {"extra"}
 
 
-def _known(cls: type[Identity | Owned], raw: Mapping[str, Any]) -> dict[str, Any]:
+def _known(cls: type[Identity | Owned | Use | Warm], raw: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that this version knows."""
     names = {field.name for field in dataclasses.fields(cls)}
     return {key: value for key, value in raw.items() if key in names}

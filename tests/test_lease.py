@@ -87,7 +87,7 @@ def test_another_run_group_or_map_index_is_another_lease(other: Identity):
 
 def test_a_lease_of_a_later_version_is_read_and_written_back_whole():
     raw = held().record(Owned("worker", "w", "process", {"pid": 7})).to_dict()
-    raw["keep_warm_s"] = 1800
+    raw["of_a_later_version"] = 1800
     raw["identity"]["team"] = "search"
     raw["owned"][0]["uid"] = "u"
     lease = Lease.from_dict(raw)
@@ -95,7 +95,7 @@ def test_a_lease_of_a_later_version_is_read_and_written_back_whole():
         Owned("worker", "w", "process", {"pid": 7}),
         160.0,
     )
-    assert lease.renew(120.0).to_dict()["keep_warm_s"] == 1800
+    assert lease.renew(120.0).to_dict()["of_a_later_version"] == 1800
 
 
 @pytest.mark.parametrize("missing", ["name", "identity", "renewed_at"])
