@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Protocol
 
 from airflow_arcadia.exceptions import ArcadiaConfigError, LeaseError, UnreadableLeaseError
-from airflow_arcadia.lease import DEFAULT_DURATION_S, Identity, Lease, unreadable
+from airflow_arcadia.lease import DEFAULT_DURATION_S, WARM, Identity, Lease, unreadable
+from airflow_arcadia.warm import renew_use
 
 _FILE = "lease.json"
 _LOCK = ".lock"
@@ -63,8 +64,17 @@ class Leases(Protocol):
     def update(self, name: str, change: Callable[[Lease], Lease]) -> Lease:
         """Change it atomically. Raises :class:`LeaseError` when there is no such lease."""
 
+    def create(self, lease: Lease) -> bool:
+        """Make it; False when there is one of that name already."""
+
+    def warm(self) -> list[Lease]:
+        """All leases of warm workers that can be read."""
+
     async def renew(self, name: str, now: float) -> Lease:
-        """Renew it, from asynchronous code. Raises :class:`LeaseError` when there is no such lease."""
+        """Renew it, and its use of a warm worker, from asynchronous code.
+
+        Raises :class:`LeaseError` when there is no such lease, or no such worker any more.
+        """
 
     def names(self) -> list[str]:
         """Names of all leases, those that cannot be read included."""
@@ -145,9 +155,33 @@ class LeaseStore:
                     return self._write(change(found))
         raise no_such_lease(name)
 
+    def create(self, lease: Lease) -> bool:
+        """Make it; False when there is one of that name already."""
+        self._make_directory(lease.name)
+        with self._locked(lease.name):
+            if os.path.lexists(self.file(lease.name)):
+                return False
+            self._write(lease)
+            return True
+
+    def warm(self) -> list[Lease]:
+        """All leases of warm workers that can be read."""
+        found = []
+        for name in self.names():
+            if name.startswith(f"{WARM}-"):
+                with contextlib.suppress(UnreadableLeaseError, OSError):
+                    found.append(self.read(name))
+        return [lease for lease in found if lease is not None and lease.warm is not None]
+
     async def renew(self, name: str, now: float) -> Lease:
-        """Renew it, from asynchronous code."""
-        return await asyncio.to_thread(self.update, name, lambda held: held.renew(now))
+        """Renew it, and its use of a warm worker, from asynchronous code."""
+        return await asyncio.to_thread(self._renew, name, now)
+
+    def _renew(self, name: str, now: float) -> Lease:
+        run = self.update(name, lambda held: held.renew(now))
+        if run.warm_name is not None:
+            self.update(run.warm_name, lambda held: renew_use(held, run, now))
+        return run
 
     def remove(self, name: str) -> None:
         """Remove the lease and everything beside it; nothing happens when it is gone already."""

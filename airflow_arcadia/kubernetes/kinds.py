@@ -48,6 +48,8 @@ WORKER = Kind("arcadia.kubeagi.k8s.com.cn", "v1alpha1", "Worker", "workers")
 MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "airflow-provider-arcadia"
 LEASE_LABEL = "airflow-arcadia/lease"
+WARM_LABEL = "airflow-arcadia/warm"
+"""Label of the lease of a warm worker: the digest of what the worker is made from."""
 WORKER_LABEL = "arcadia.kubeagi.k8s.com.cn/worker"
 """Arcadia's own label on everything of one worker."""
 NAME_LABEL = "app.kubernetes.io/name"

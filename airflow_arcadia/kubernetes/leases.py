@@ -6,9 +6,11 @@ which have none there, in annotations.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Callable
 
 from airflow_arcadia.exceptions import UnreadableLeaseError
@@ -19,6 +21,7 @@ from airflow_arcadia.kubernetes.kinds import (
     LEASE,
     MANAGED_BY,
     MANAGER,
+    WARM_LABEL,
     Object,
     labels_of_lease,
     selector,
@@ -26,10 +29,12 @@ from airflow_arcadia.kubernetes.kinds import (
 from airflow_arcadia.kubernetes.times import micro_time, seconds
 from airflow_arcadia.lease import DEFAULT_DURATION_S, Identity, Lease, unreadable
 from airflow_arcadia.lease_store import no_such_lease
+from airflow_arcadia.warm import renew_use
 
 IDENTITY = "airflow-arcadia/identity"
 OWNED = "airflow-arcadia/owned"
 RELEASED = "airflow-arcadia/released"
+WARM = "airflow-arcadia/warm-worker"
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +65,38 @@ class KubernetesLeases:
         """Read, change and replace, again when somebody else was faster."""
         return self._api.run(lambda session: change_lease(session, name, change))
 
+    def create(self, lease: Lease) -> bool:
+        """Make it; False when there is one of that name already."""
+
+        async def work(session: Session) -> bool:
+            try:
+                await session.create(LEASE, lease_object(lease))
+            except KubernetesConflictError:
+                return False  # or ours, where an earlier request got no answer: it is found then
+            return True
+
+        return self._api.run(work)
+
+    def warm(self) -> list[Lease]:
+        """All leases of warm workers that can be read."""
+
+        async def work(session: Session) -> list[Lease]:
+            found = []
+            for item in await session.find(LEASE, f"{selector({MANAGED_BY: MANAGER})},{WARM_LABEL}"):
+                if not item["metadata"].get("deletionTimestamp"):
+                    with contextlib.suppress(UnreadableLeaseError):
+                        found.append(parse_lease(item))
+            return found
+
+        return self._api.run(work)
+
     async def renew(self, name: str, now: float) -> Lease:
-        """Renew it, from asynchronous code."""
+        """Renew it, and its use of a warm worker, from asynchronous code."""
         async with self._api.session() as session:
-            return await change_lease(session, name, lambda held: held.renew(now))
+            run = await change_lease(session, name, lambda held: held.renew(now))
+            if run.warm_name is not None:
+                await change_lease(session, run.warm_name, lambda held: renew_use(held, run, now))
+            return run
 
     def names(self) -> list[str]:
         """Names of all leases of ours in the namespace, those that cannot be read included."""
@@ -125,21 +158,22 @@ async def change_lease(
 def lease_object(lease: Lease) -> Object:
     """The Lease object for a lease."""
     identity = lease.identity
+    labels = labels_of_lease(lease.name)
+    annotations = {
+        IDENTITY: json.dumps(vars(identity), sort_keys=True),
+        OWNED: json.dumps([vars(item) for item in lease.owned], sort_keys=True),
+        RELEASED: "true" if lease.released else "false",
+    }
+    if lease.warm is not None:
+        labels[WARM_LABEL] = lease.warm.key
+        annotations[WARM] = json.dumps(dataclasses.asdict(lease.warm), sort_keys=True)
     return {
         "apiVersion": LEASE.api_version,
         "kind": LEASE.kind,
-        "metadata": {
-            "name": lease.name,
-            "labels": labels_of_lease(lease.name),
-            "annotations": {
-                IDENTITY: json.dumps(vars(identity), sort_keys=True),
-                OWNED: json.dumps([vars(item) for item in lease.owned], sort_keys=True),
-                RELEASED: "true" if lease.released else "false",
-            },
-        },
+        "metadata": {"name": lease.name, "labels": labels, "annotations": annotations},
         "spec": {
             "holderIdentity": f"{identity.dag_id}/{identity.run_id}/{identity.group}/{identity.map_index}",
-            "leaseDurationSeconds": max(1, round(lease.duration_s)),
+            "leaseDurationSeconds": max(1, math.ceil(lease.duration_s)),
             "acquireTime": micro_time(lease.created_at),
             "renewTime": micro_time(lease.renewed_at),
         },
@@ -162,6 +196,7 @@ def parse_lease(found: Object) -> Lease:
             "duration_s": spec["leaseDurationSeconds"],
             "owned": json.loads(annotations.get(OWNED, "[]")),
             "released": annotations.get(RELEASED) == "true",
+            "warm": json.loads(annotations.get(WARM, "null")),
             "uid": metadata.get("uid", ""),
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:

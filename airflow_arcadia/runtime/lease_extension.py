@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -45,4 +46,8 @@ class LeaseExtension:
         except (ArcadiaError, OSError) as error:
             say(f"the lease was not renewed: {error}")
             return
+        for use in lease.warm.uses if lease.warm else ():
+            # Whose batch it is, is not known; a run that is gone has no lease any more.
+            with contextlib.suppress(ArcadiaError, OSError):
+                store.update(use.user, lambda held: held.renew(time.time()))
         self._due_at = time.monotonic() + lease.renewal_interval_s
