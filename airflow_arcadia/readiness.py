@@ -62,6 +62,7 @@ class Observation:
     :param said: what stood in the way, in words, for the log and for a timeout's message.
     :param key_refused: whether the worker itself says that the API key is not its own.
     :param status: what the worker says of itself.
+    :param busy: whether it says that requests were waiting or running.
     """
 
     process: ProcessObservation
@@ -71,6 +72,7 @@ class Observation:
     said: str = ""
     key_refused: bool = False
     status: WorkerStatus | None = None
+    busy: bool = False
 
 
 @dataclass(frozen=True)

@@ -83,9 +83,10 @@ def lines_of(conn_id: str, report: Report, *, dry_run: bool = False) -> list[str
     lines += [f"{conn_id}: {name} was not dealt with: {why}" for name, why in report.errors.items()]
     freed = sum(item.gpus for item in report.reaped if not item.left)
     ended, gone = ("to end", "to free") if dry_run else ("ended", "freed")
+    waiting = f" ({len(report.warm)} warm)" if report.warm else ""
     lines.append(
-        f"{conn_id}: {len(report.reaped)} leases {ended}, {len(report.kept)} kept, {freed} GPUs {gone}, "
-        f"{report.gpu_hours:.2f} GPU-hours since their last renewals"
+        f"{conn_id}: {len(report.reaped)} leases {ended}, {len(report.kept)} kept{waiting}, "
+        f"{freed} GPUs {gone}, {report.gpu_hours:.2f} GPU-hours since their last renewals"
     )
     return lines
 

@@ -340,6 +340,7 @@ class WorkerHandle:
     :param ray: the Ray cluster it is placed on (:class:`RayConnection`); None for one GPU.
     :param where: what the launcher needs to find it: ``pid`` and ``started_at`` (process), namespace and
         pod name (pod). ``log`` is where its output goes.
+    :param run_lease: the run's own lease, where the worker is a warm one and has another.
     """
 
     name: str
@@ -351,6 +352,12 @@ class WorkerHandle:
     controller_address: str | None = None
     ray: RayConnection | None = None
     where: Mapping[str, Any] = field(default_factory=dict)
+    run_lease: str | None = None
+
+    @property
+    def held_by(self) -> str:
+        """The lease to renew while the worker is needed."""
+        return self.run_lease or self.lease
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe form."""

@@ -103,6 +103,13 @@ def test_what_is_left_is_said():
     ]
 
 
+def test_workers_that_wait_for_their_next_run_are_told_apart_from_what_is_leaked():
+    said = reap.lines_of("c", Report(kept=["held", "idle"], warm=["idle"]))
+    assert said == [
+        "c: 0 leases ended, 2 kept (1 warm), 0 GPUs freed, 0.00 GPU-hours since their last renewals"
+    ]
+
+
 def test_the_listeners_are_an_entry_point_that_is_there():
     """Airflow ignores the plugins of provider_info where it discovers providers lazily."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())

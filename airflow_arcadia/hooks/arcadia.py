@@ -31,9 +31,11 @@ from airflow_arcadia.launchers.base import Launcher
 from airflow_arcadia.launchers.pod.launcher import PodLauncher
 from airflow_arcadia.launchers.pod.secrets import read_secret
 from airflow_arcadia.launchers.pod.settings import PodSettings
+from airflow_arcadia.launchers.probe import observe
 from airflow_arcadia.launchers.process import ProcessLauncher
 from airflow_arcadia.launchers.reap_backends import ClusterBackend, LocalBackend
 from airflow_arcadia.launchers.teardown import teardown, teardown_in_cluster
+from airflow_arcadia.launchers.warm import WarmWorkers
 from airflow_arcadia.lease_store import Leases, LeaseStore, default_root
 from airflow_arcadia.ray_cluster.backend import RayBackend
 from airflow_arcadia.ray_cluster.kuberay.backend import KubeRayBackend
@@ -41,6 +43,7 @@ from airflow_arcadia.ray_cluster.local import LocalRayBackend, worker_versions
 
 if TYPE_CHECKING:
     from airflow_arcadia.launchers.reaper import Backend
+    from airflow_arcadia.readiness import Observation
     from airflow_arcadia.worker import WorkerHandle
 
 log = logging.getLogger(__name__)
@@ -49,6 +52,8 @@ DEFAULT_CONN_ID = "arcadia_default"
 LOCAL_LAUNCHERS: tuple[type[Launcher], ...] = (ProcessLauncher,)
 KUBERNETES_LAUNCHERS: tuple[type[Launcher], ...] = (PodLauncher, CustomResourceLauncher)
 """By where a connection runs workers; the first is the default."""
+_UNFIT_GRACE_S = 5.0
+"""Seconds that a worker which is not healthy may take to end before it is killed."""
 
 
 class ArcadiaHook(BaseHook):
@@ -128,6 +133,11 @@ class ArcadiaHook(BaseHook):
     def ray_token(self) -> str | None:
         """The token of Ray clusters that ask for one."""
         return self._extra("ray_token")
+
+    @property
+    def hf_token(self) -> str | None:
+        """The connection's Hugging Face token."""
+        return self._extra("hf_token")
 
     @property
     def config(self) -> ArcadiaConfig:
@@ -252,17 +262,33 @@ class ArcadiaHook(BaseHook):
         return {kind.name: self.launcher(kind.name) for kind in self._launcher_types}
 
     def end(self, lease: str, *, grace_s: float) -> list[str]:
-        """End everything the lease owns; returns what is still there, as text."""
+        """End everything the lease owns; returns what is still there, as text.
+
+        A warm worker that it uses stays for the next run if it is healthy and not busy.
+        """
         if self.kubernetes_conn_id:
-            return teardown_in_cluster(self.kubernetes, lease, self.launchers(), grace_s=grace_s)
-        return teardown(self.store, lease, self.launchers(), grace_s=grace_s)
+            return teardown_in_cluster(
+                self.kubernetes, lease, self.launchers(), grace_s=grace_s, look=self.look
+            )
+        return teardown(self.store, lease, self.launchers(), grace_s=grace_s, look=self.look)
+
+    @property
+    def warm_workers(self) -> WarmWorkers:
+        """The warm workers of this connection."""
+        return WarmWorkers(
+            self.leases, look=self.look, end=lambda lease: self.end(lease, grace_s=_UNFIT_GRACE_S)
+        )
+
+    def look(self, handle: WorkerHandle) -> Observation:
+        """Look at a worker once; one generation included."""
+        return asyncio.run(observe(self.launcher(handle.launcher), handle, self.api_key))
 
     @property
     def reap_backend(self) -> Backend:
         """Every lease of this connection, for a reaper."""
         if self.kubernetes_conn_id:
-            return ClusterBackend(self.kubernetes, self.launchers())
-        return LocalBackend(self.store, self.launchers())
+            return ClusterBackend(self.kubernetes, self.launchers(), self.look)
+        return LocalBackend(self.store, self.launchers(), self.look)
 
     @property
     def api_key(self) -> str | None:

@@ -60,7 +60,8 @@ async def evidence(
     if not generates and status is WorkerStatus.READY and told.get("queue_length"):
         # It has generated before, watches its own engine, and is busy: ours waits behind others' requests.
         generates, why = True, ""
-    return Observation(process, listed, answers, generates, why, status=status)
+    busy = bool(told.get("queue_length"))
+    return Observation(process, listed, answers, generates, why, status=status, busy=busy)
 
 
 async def _listed(handle: WorkerHandle) -> tuple[bool | None, str]:

@@ -18,6 +18,7 @@ from airflow_arcadia.kubernetes.leases import parse_lease
 from airflow_arcadia.launchers.base import Launcher
 from airflow_arcadia.launchers.reaper import Held
 from airflow_arcadia.launchers.teardown import teardown, teardown_in_cluster
+from airflow_arcadia.launchers.warm import Look
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.processes import LEASE_VARIABLE, find_marked
 
@@ -30,11 +31,15 @@ class LocalBackend:
 
     :param store: where they are.
     :param launchers: by name.
+    :param look: looks at a warm worker before it is kept for another run; without it none is.
     """
 
-    def __init__(self, store: LeaseStore, launchers: Mapping[str, Launcher]) -> None:
+    def __init__(
+        self, store: LeaseStore, launchers: Mapping[str, Launcher], look: Look | None = None
+    ) -> None:
         self._store = store
         self._launchers = launchers
+        self._look = look
 
     def held(self) -> Iterator[Held]:
         """Every lease and directory of one, and what runs under a lease that has neither any more."""
@@ -63,7 +68,14 @@ class LocalBackend:
     def end(self, held: Held, *, grace_s: float) -> list[str]:
         """End what the lease owns."""
         created_at = held.lease.created_at if held.lease else None
-        return teardown(self._store, held.name, self._launchers, grace_s=grace_s, created_at=created_at)
+        return teardown(
+            self._store,
+            held.name,
+            self._launchers,
+            grace_s=grace_s,
+            created_at=created_at,
+            look=self._look,
+        )
 
     def _orphans(self, names: set[str]) -> dict[str, float]:
         """Leases of this store that are gone but still have processes; with the latest start of one."""
@@ -87,11 +99,15 @@ class ClusterBackend:
 
     :param api: the namespace.
     :param launchers: by name.
+    :param look: looks at a warm worker before it is kept for another run; without it none is.
     """
 
-    def __init__(self, api: KubernetesApi, launchers: Mapping[str, Launcher]) -> None:
+    def __init__(
+        self, api: KubernetesApi, launchers: Mapping[str, Launcher], look: Look | None = None
+    ) -> None:
         self._api = api
         self._launchers = launchers
+        self._look = look
 
     def held(self) -> list[Held]:
         """Every Lease of ours, and what carries the label of one that is not there any more."""
@@ -110,7 +126,12 @@ class ClusterBackend:
         """End what the lease owns."""
         created_at = held.lease.created_at if held.lease else None
         return teardown_in_cluster(
-            self._api, held.name, self._launchers, grace_s=grace_s, created_at=created_at
+            self._api,
+            held.name,
+            self._launchers,
+            grace_s=grace_s,
+            created_at=created_at,
+            look=self._look,
         )
 
 

@@ -82,11 +82,13 @@ class Report:
     :param reaped: leases that nobody held any more.
     :param kept: names of the leases that are held.
     :param errors: by lease, why it could not be dealt with.
+    :param warm: of the leases that are held, those whose worker waits for its next run.
     """
 
     reaped: list[Reaped] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     errors: dict[str, str] = field(default_factory=dict)
+    warm: list[str] = field(default_factory=list)
 
     @property
     def gpu_hours(self) -> float:
@@ -109,6 +111,8 @@ def why_unheld(held: Held, run_state: RunState, now: float) -> str | None:
         return None
     if lease.released:
         return "its lease was released"
+    if lease.warm is not None:
+        return None  # of no run: its uses keep it, and then its warm period
     state = run_state(lease.identity)
     return f"its run ended ({state})" if state in ENDED_RUN else None
 
@@ -142,6 +146,8 @@ def reap(
             why = only(held) if only else why_unheld(held, run_state, now)
             if why is None:
                 report.kept.append(held.name)
+                if held.lease is not None and held.lease.warm is not None and not held.lease.warm.uses:
+                    report.warm.append(held.name)
                 continue
             gpus = backend.gpus(held.name)
             since = held.lease.renewed_at if held.lease else held.changed_at

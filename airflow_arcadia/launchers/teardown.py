@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from airflow_arcadia.exceptions import LeaseError, RayClusterError, UnreadableLeaseError
@@ -15,6 +15,7 @@ from airflow_arcadia.kubernetes.cleanup import collect
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
 from airflow_arcadia.launchers.arcadia_worker.ownership import workers_of_lease
 from airflow_arcadia.launchers.base import Launcher, Stops
+from airflow_arcadia.launchers.warm import Look, WarmWorkers
 from airflow_arcadia.lease import Lease, Owned
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.processes import end_marked, remove_unmapped_shm
@@ -35,8 +36,11 @@ def teardown(
     *,
     grace_s: float,
     created_at: float | None = None,
+    look: Look | None = None,
 ) -> list[str]:
     """End what lease ``name`` owns, workers before their clusters. Idempotent.
+
+    A warm worker that it uses is given back: it ends only if nobody may use it any more.
 
     What carries the lease's name is ended even when the lease cannot be read or does not name it. Returns
     what is still there, as text. Only when nothing is, the lease itself goes: until then a later teardown
@@ -45,7 +49,12 @@ def teardown(
     :param launchers: by name; each ends what it launched.
     :param grace_s: seconds a process may take to end before it is killed.
     :param created_at: only the lease created then: one that was reserved anew since is left alone.
+    :param look: looks at a warm worker before it is kept; without it none is.
     """
+
+    def end(warm_lease: str) -> list[str]:
+        return teardown(store, warm_lease, launchers, grace_s=grace_s)
+
     try:
         lease = _release(store, name, created_at)
     except _ReservedAnewError:
@@ -60,6 +69,7 @@ def teardown(
     for worker in workers:
         left += _wait_for_placement_groups(name, worker)
     left += _remove_shared_memory(store.root / name)
+    left += _give_back(WarmWorkers(store, look=look, end=end), name, lease, end)
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(LeaseError):  # there is none: only processes may be left of it
             stack.enter_context(store.locked(name))
@@ -94,13 +104,23 @@ def _end_unused(
     return left
 
 
+def _give_back(
+    warm: WarmWorkers, run: str, lease: Lease | None, end: Callable[[str], list[str]]
+) -> list[str]:
+    """End the run's use of a warm worker; returns what is left of one that nobody may use any more."""
+    names = warm.used_by(run) if lease is None else filter(None, [lease.warm_name])
+    return [text for name in warm.give_back(run, list(names)) for text in end(name)]
+
+
 class _ReservedAnewError(Exception):
-    """The lease is not the one that was to be torn down, but a later one of the same name."""
+    """The lease is not the one that was to be torn down, but a later one of the same name, or held again."""
 
 
 def _released(held: Lease, created_at: float | None) -> Lease:
     if created_at is not None and held.created_at != created_at:
         raise _ReservedAnewError
+    if created_at is not None and held.warm is not None and not held.lapsed(time.time()):
+        raise _ReservedAnewError  # a run has adopted it since the reaper looked
     return held.release()
 
 
@@ -122,20 +142,30 @@ def teardown_in_cluster(
     *,
     grace_s: float,
     created_at: float | None = None,
+    look: Look | None = None,
 ) -> list[str]:
     """End what lease ``name`` owns in the cluster. Idempotent.
+
+    A warm worker that it uses is given back: it ends only if nobody may use it any more.
 
     Workers that do not end with the Lease object, or whose pods do not carry its label, are ended by their
     launcher first. What carries the lease's label is ended even when the Lease cannot be read. Returns what
     is still there, as text; only when none of these is, the Lease goes.
 
     :param created_at: only the lease created then: one that was reserved anew since is left alone.
+    :param look: looks at a warm worker before it is kept; without it none is.
     """
     left: list[str] = []
+    leases, lease = KubernetesLeases(api), None
     owned: Sequence[Owned] = ()
+
+    def end(warm_lease: str) -> list[str]:
+        return teardown_in_cluster(api, warm_lease, launchers, grace_s=grace_s)
+
     try:
         # Released first: a launch that still goes on sees it, and takes back what it did.
-        owned = KubernetesLeases(api).update(name, lambda found: _released(found, created_at)).owned
+        lease = leases.update(name, lambda found: _released(found, created_at))
+        owned = lease.owned
     except _ReservedAnewError:
         return []
     except LeaseError:
@@ -147,6 +177,7 @@ def teardown_in_cluster(
         launcher = launchers.get(item.launcher)
         if isinstance(launcher, Stops):
             left += launcher.stop(item.where, grace_s=grace_s)
+    left += _give_back(WarmWorkers(leases, look=look, end=end), name, lease, end)
     found = api.run(lambda session: collect(session, name, grace_s=grace_s, keep_lease=bool(left)))
     return left + [text for text in found if text.removesuffix(" (being deleted)") not in left]
 

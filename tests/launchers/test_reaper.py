@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from airflow_arcadia.exceptions import ArcadiaError
 from airflow_arcadia.launchers.reaper import SKEW_S, Held, Reaped, reap, why_unheld
-from airflow_arcadia.lease import DEFAULT_DURATION_S, Identity, Lease
+from airflow_arcadia.lease import DEFAULT_DURATION_S, Identity, Lease, Use, Warm
 
 NOW = 1_000_000.0
 WHO = Identity("dag", "run", "worker")
@@ -117,3 +117,22 @@ def test_one_that_cannot_be_ended_does_not_keep_the_others():
     assert backend.ended == ["b", "c"]
     assert "Forbidden." in report.errors["a"]
     assert report.reaped[0].left == ("Pod ns/b",)
+
+
+def warm_worker(renewed_ago: float, *, used: bool = False) -> Held:
+    who = Identity("", "0123456789abcdef", "warm-tiny", 0)
+    uses = (Use("run", NOW - renewed_ago, 600.0, 600.0),) if used else ()
+    warm = Warm("0123456789abcdef", 1, NOW + 9000, kept_until=NOW - renewed_ago + 600.0, uses=uses)
+    return Held("w", Lease("w", who, NOW - 9000, NOW - renewed_ago, 600.0, warm=warm), NOW - renewed_ago)
+
+
+def test_a_warm_worker_is_of_no_run_and_is_kept_until_its_time_is_over():
+    def ended(_: Identity) -> str:
+        raise AssertionError("no run is to be asked for")
+
+    assert why_unheld(warm_worker(500), ended, NOW) is None
+    assert "lapsed 300 s ago" in str(why_unheld(warm_worker(900), ended, NOW))
+    report = reap(
+        FakeBackend(named("idle", warm_worker(300)), named("used", warm_worker(300, used=True))), ended, NOW
+    )
+    assert (report.kept, report.warm, report.reaped) == (["idle", "used"], ["idle"], [])
