@@ -21,13 +21,13 @@ LONGEST_S = 60.0
 
 
 def identity_of(conn_id: str, lease: str) -> Identity | None:
-    """Whose lease it is; None for one that is gone or cannot be read."""
+    """Whose lease it is; None for one that is gone or cannot be read, and for a warm worker's."""
     _require_connection(conn_id)
     try:
         found = ArcadiaHook(conn_id).leases.read(lease)
     except UnreadableLeaseError:
         return None
-    return found.identity if found else None
+    return found.identity if found and found.warm is None else None
 
 
 def end_worker(conn_id: str, lease: str) -> str:

@@ -50,7 +50,7 @@ class Snapshots:
             (item.lease.identity.dag_id, item.lease.identity.run_id)
             for items in held.values()
             for item in items
-            if item.lease
+            if item.lease and item.lease.warm is None
         }
         tasks_of = {"Airflow: tasks": lambda: database.run_tasks(runs)}
         readings |= self.sources.read(tasks_of)
@@ -85,7 +85,7 @@ class Snapshots:
         asked = {
             f"worker {worker['name']}": worker
             for lease in leases
-            if lease["phase"] in {"ready", "waiting for its next task"}
+            if lease["phase"] in {"ready", "waiting for its next task"} or lease.get("users") is not None
             for worker in lease["workers"]
             if worker["url"]
         }

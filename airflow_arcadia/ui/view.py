@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from airflow_arcadia.launchers.reaper import Held
-from airflow_arcadia.lease import Lease
+from airflow_arcadia.launchers.reaper import SKEW_S, Held
+from airflow_arcadia.lease import Lease, Warm
 from airflow_arcadia.ray_dashboard import ClusterFacts
 
 RUNNING_STATES = frozenset(
@@ -146,6 +146,8 @@ def _lease(connection: str, held: Held, tasks: Sequence[Task], now: float) -> di
         why = "nothing of it is reserved any more" if held.readable else "its lease cannot be read"
         return {**shown, "dag_id": None, "phase": why, "attention": True, "since": held.changed_at or None}
     lease = held.lease
+    if lease.warm is not None:
+        return shown | _warm(lease, lease.warm, now)
     identity = lease.identity
     run = [task for task in tasks if (task.dag_id, task.run_id) == (identity.dag_id, identity.run_id)]
     what, attention = phase(run, lease, now)
@@ -164,6 +166,31 @@ def _lease(connection: str, held: Held, tasks: Sequence[Task], now: float) -> di
     }
 
 
+def _warm(lease: Lease, warm: Warm, now: float) -> dict[str, Any]:
+    """A worker that outlives its runs: it belongs to none, and is not leaked while its lease holds."""
+    users = [use.user for use in warm.uses if use.expires_at > now]
+    if lease.released:
+        what = "released, ending"
+    elif lease.lapsed(now):
+        what = "its warm period has ended"
+    elif not warm.handles:
+        what = f"launched by the run of {warm.launcher}"
+    elif users:
+        what = f"ready, shared by {len(users)} runs" if len(users) > 1 else "ready, used by one run"
+    else:
+        what = "warm, waiting for its next run"
+    return {
+        "dag_id": None,
+        "phase": what,
+        # Its worker ends by itself; the rest of it waits for the reaper.
+        "attention": not lease.released and now > lease.expires_at + SKEW_S,
+        "since": lease.created_at,
+        "lease_left": lease.expires_at - now,
+        "users": users,
+        "workers": [_worker(handle) for handle in warm.handles.values()],
+    }
+
+
 def _worker(handle: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": handle.get("name"),
@@ -171,6 +198,7 @@ def _worker(handle: Mapping[str, Any]) -> dict[str, Any]:
         "url": handle.get("url"),
         "model": handle.get("served_model_name"),
         "num_gpus": handle.get("num_gpus"),
+        "shared": bool(handle.get("run_lease")),
         "metrics": None,
     }
 
@@ -219,11 +247,12 @@ def held_gpus(leases: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         {
             "dag_id": lease["dag_id"],
             "run_id": lease.get("run_id"),
-            "gpus": sum(worker["num_gpus"] or 0 for worker in lease["workers"]),
+            "gpus": sum(worker["num_gpus"] or 0 for worker in own),
             "since": lease["since"],
         }
         for lease in leases
-        if lease["workers"]
+        # A warm worker is counted once: not with every run that uses it.
+        if (own := [worker for worker in lease["workers"] if not worker.get("shared")])
     ]
     return {
         "gpus": sum(holder["gpus"] for holder in holders),

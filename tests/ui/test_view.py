@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from airflow_arcadia.launchers.reaper import Held
-from airflow_arcadia.lease import Identity, Lease
+from airflow_arcadia.lease import Identity, Lease, Use, Warm
 from airflow_arcadia.ray_dashboard import ClusterFacts, RayNode
 from airflow_arcadia.ui import view
 from airflow_arcadia.ui.view import Task
@@ -108,3 +109,49 @@ vllm:generation_tokens_total{engine="0"} nonsense
 process_cpu_seconds_total 1.5
 """
     assert view.parse_metrics(text) == {"running": 5.0, "kv_cache_usage": 0.25}
+
+
+def warm_lease(*users: str, handles: bool = True) -> Lease:
+    who = Identity("", "0123456789abcdef", "warm-qwen", 0)
+    uses = tuple(Use(user, NOW - 10, 3600.0, 600.0) for user in users)
+    launched = {"warm-qwen-1": HANDLE | {"name": "warm-qwen-1", "lease": "warm-qwen-1"}} if handles else {}
+    warm = Warm("0123456789abcdef", 1, NOW + 9000, NOW + 590, uses, "qwen-1", launched)
+    return Lease("warm-qwen-1", who, NOW - 60, NOW - 10, 600.0, warm=warm)
+
+
+def shown_warm(lease: Lease, now: float = NOW) -> dict[str, Any]:
+    (shown,) = view.workers("c", [Held(lease.name, lease, NOW)], [], now)
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("lease", "phase"),
+    [
+        (warm_lease(), "warm, waiting for its next run"),
+        (warm_lease("qwen-1"), "ready, used by one run"),
+        (warm_lease("qwen-1", "qwen-2"), "ready, shared by 2 runs"),
+        (warm_lease("qwen-1", handles=False), "launched by the run of qwen-1"),
+        (warm_lease().release(), "released, ending"),
+    ],
+)
+def test_a_warm_worker_is_shown_as_warm_and_not_as_leaked(lease: Lease, phase: str):
+    shown = shown_warm(lease)
+    assert (shown["phase"], shown["attention"], shown["dag_id"]) == (phase, False, None)
+    assert view.held_gpus([shown])["leaks"] == []
+
+
+def test_a_warm_worker_that_is_there_long_after_its_time_needs_attention():
+    lease = warm_lease()
+    assert not shown_warm(lease, lease.expires_at + 60)["attention"]
+    late = shown_warm(lease, lease.expires_at + 130)
+    assert (late["phase"], late["attention"]) == ("its warm period has ended", True)
+
+
+def test_the_gpus_of_a_shared_worker_are_counted_once():
+    shared = HANDLE | {"name": "warm-qwen-1", "lease": "warm-qwen-1", "run_lease": "qwen-1"}
+    run = view.workers(
+        "c", [Held("qwen-1", LEASE, NOW)], [task("launch_worker", "success", value=shared)], NOW
+    )
+    held = view.held_gpus([*run, shown_warm(warm_lease("qwen-1"))])
+    assert (held["gpus"], len(held["holders"])) == (2, 1)
+    assert held["holders"][0]["dag_id"] is None

@@ -13,7 +13,8 @@ function strip(held) {
   const children = [
     element("p", {}, element("span", { class: "number" }, number(held.gpus)), "GPUs held now"),
     ...held.holders.map((holder) =>
-      element("p", {}, link(`/dags/${encodeURIComponent(holder.dag_id)}`, holder.dag_id),
+      element("p", {}, holder.dag_id ? link(`/dags/${encodeURIComponent(holder.dag_id)}`, holder.dag_id)
+        : "A warm worker:",
         ` ${holder.gpus} GPUs for ${duration(latest.at - holder.since)}`)),
   ];
   if (held.hidden) children.push(element("p", { class: "muted" }, `${held.hidden} of DAGs you may not read`));
