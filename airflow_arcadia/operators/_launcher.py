@@ -17,9 +17,11 @@ from airflow_arcadia.validation import (
     Index,
     PortOrAny,
     PositiveSeconds,
+    Seconds,
     Variables,
     check_literals,
     is_rendered_later,
+    mapping,
     parse,
 )
 from airflow_arcadia.worker import (
@@ -35,6 +37,11 @@ if TYPE_CHECKING:
 
     from airflow_arcadia.hooks.arcadia import ArcadiaHook
     from airflow_arcadia.launchers.base import Launcher
+
+
+@dataclass(frozen=True)
+class _Idle:
+    idle_timeout: Seconds | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,21 @@ class LaunchRequest:
         PodSettings.check_literals(values["pod"])
         WorkerResourceSettings.check_literals(values["custom_resource"])
 
+    @property
+    def name(self) -> str:
+        """The worker's name, which the lease and its number make."""
+        return f"{self.lease}-{self.index}" if self.index else self.lease
+
+    def under(self, lease: str, *, keep_s: float) -> LaunchRequest:
+        """The request for a warm worker: under its own lease, and never idle for too short a time.
+
+        How long it is kept without a request, the lease alone decides, unless ``idle_timeout`` says longer.
+        """
+        engine = mapping(self.engine, "engine")
+        idle_timeout = parse(_Idle, {"idle_timeout": engine.get("idle_timeout")}, "engine").idle_timeout
+        engine["idle_timeout"] = max(idle_timeout, keep_s) if idle_timeout else 0.0
+        return replace(self, lease=lease, engine=engine)
+
     def worker_spec(
         self, ray: RayConnection | None, *, controller_address: str | None, drain_seconds: float
     ) -> WorkerSpec:
@@ -88,7 +110,7 @@ class LaunchRequest:
             self.engine,
             "engine",
             names=ENGINE,
-            name=f"{self.lease}-{self.index}" if self.index else self.lease,
+            name=self.name,
             model=model_name(self.model),
             served_model_name=self.served_model_name,
             num_gpus=parse_num_gpus(envs.get("NUMBER_GPUS", self.num_gpus)),

@@ -162,7 +162,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         hook = ArcadiaHook(self.arcadia_conn_id)
         with (
             WorkerWatch(hook.launchers(), handles) as watch,
-            LeaseKeeper(hook.leases, {handle.lease for handle in handles}, self.log) as renewal,
+            LeaseKeeper(hook.leases, {handle.held_by for handle in handles}, self.log) as renewal,
         ):
             try:
                 return run_batch(

@@ -12,6 +12,7 @@ from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, fail_without_retry
 from airflow_arcadia.launchers.pod.settings import PodOptions, PodSettings
 from airflow_arcadia.operators._requirements import require_lease
+from airflow_arcadia.operators._warm import warm_turn
 from airflow_arcadia.operators.links import RayDashboardLink
 from airflow_arcadia.preflight import require_model
 from airflow_arcadia.ray_cluster.kuberay.settings import KubeRayOptions, KubeRaySpec
@@ -111,9 +112,15 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any] | None:
         """Provision, and return the connection."""
         with fail_without_retry():
-            require_lease(self.lease)
+            owner = require_lease(self.lease)
             num_gpus = parse_num_gpus(self.num_gpus)
             hook = ArcadiaHook(self.arcadia_conn_id)
+            if (turn := warm_turn(hook, owner, self.log)) is not None:
+                if not turn.launch:
+                    # Its GPUs are in use: by the very worker that this run shares.
+                    self.log.info("The worker of lease %s is there already.", turn.lease.name)
+                    return turn.ray.to_dict() if turn.ray else None
+                owner = turn.lease.name  # a Ray cluster that is made here stays with the worker
             if self.model and not hook.kubernetes_conn_id:
                 # A pod's path is a folder of its own volume, which only the pod can read.
                 require_model(self.model, num_gpus)
@@ -124,8 +131,8 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
                 hook.config,
                 self.ray_cluster,
                 num_gpus * self.num_workers,
-                lease=self.lease,
-                backend=hook.ray_backend(self.lease),
+                lease=owner,
+                backend=hook.ray_backend(owner),
                 create=self.create,
                 ray_cluster_spec=self.spec_for(in_cluster=hook.kubernetes_conn_id is not None),
                 busy_wait_s=BUSY_WAIT_S,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
@@ -21,9 +21,11 @@ from airflow_arcadia.listeners.runs import RESERVE
 from airflow_arcadia.operators._launcher import LaunchRequest, launcher_of
 from airflow_arcadia.operators._requirements import optional, require_lease
 from airflow_arcadia.operators._scope import FAILED, SUCCESS, failed_first, run_is_failed, run_marked
+from airflow_arcadia.operators._warm import check_keep_warm, warm_request, warm_turn
 from airflow_arcadia.operators.links import WorkerLink
 from airflow_arcadia.preflight import require_model
 from airflow_arcadia.validation import Seconds, is_rendered_later, parse
+from airflow_arcadia.warm import KeepWarm, parse_keep_warm
 from airflow_arcadia.worker import DEFAULT_STARTUP_TIMEOUT_S, EngineOptions, RayConnection
 
 if TYPE_CHECKING:
@@ -39,10 +41,15 @@ class ArcadiaReserveWorkerOperator(BaseOperator):
     :param group: what the lease is for; with the DAG, the run and the map index it makes its name.
     :param lease_duration: seconds the lease holds without a renewal, 15 s to 7 days. It is renewed every
         third of that while a task of the group runs or waits; a worker outlives all of Airflow for that long.
+    :param keep_warm: how long the worker stays for other runs after the last one that used it: ``"30m"``,
+        seconds or a timedelta, 15 s to 24 h. A run finds it by an equal ``worker`` and connection.
+    :param worker: with ``keep_warm``, all that the worker is made from: the parameters that
+        ``ArcadiaProvisionRayClusterOperator`` and ``ArcadiaLaunchWorkerOperator`` get, by their names.
     :param arcadia_conn_id: connection of type ``arcadia``.
     """
 
-    template_fields: Sequence[str] = ("group", "lease_duration", "arcadia_conn_id")
+    template_fields: Sequence[str] = ("group", "lease_duration", "keep_warm", "worker", "arcadia_conn_id")
+    template_fields_renderers = {"worker": "json"}
     ui_color = "#e8f4ea"
 
     def __init__(
@@ -50,22 +57,32 @@ class ArcadiaReserveWorkerOperator(BaseOperator):
         *,
         group: str = "worker",
         lease_duration: float | str = DEFAULT_DURATION_S,
+        keep_warm: KeepWarm = None,
+        worker: Mapping[str, Any] | None = None,
         arcadia_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.group = group
         self.lease_duration = lease_duration
+        self.keep_warm = keep_warm
+        self.worker = worker
         self.arcadia_conn_id = arcadia_conn_id
         if not is_rendered_later(lease_duration):
             parse_duration(lease_duration)
+        check_keep_warm(keep_warm, worker)
 
     def execute(self, context: Context) -> str:
-        """Reserve, and return the lease's name."""
+        """Reserve, claim a warm worker where one is asked for, and return the lease's name."""
         with fail_without_retry():
-            lease = ArcadiaHook(self.arcadia_conn_id).leases.reserve(
+            keep_s = parse_keep_warm(self.keep_warm)
+            hook = ArcadiaHook(self.arcadia_conn_id)
+            request = warm_request(hook, self.worker) if keep_s else None
+            lease = hook.leases.reserve(
                 identity_of(context, self.group), time.time(), parse_duration(self.lease_duration)
             )
+            if request is not None:
+                hook.warm_workers.claim(lease, request, keep_s)
         self.log.info("Reserved lease %s for %.0f s at a time.", lease.name, lease.duration_s)
         return lease.name
 
@@ -161,6 +178,12 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
             require_lease(self.lease)
             request = LaunchRequest.of(self)
             hook = ArcadiaHook(self.arcadia_conn_id)
+            turn = warm_turn(hook, request.lease, self.log)
+            if turn is not None:
+                request = request.under(turn.lease.name, keep_s=turn.keep_s)
+                if (shared := turn.handle(request.name)) is not None and not turn.launch:
+                    self.log.info("Worker %s, which other runs share, serves at %s.", shared.name, shared.url)
+                    return replace(shared, run_lease=self.lease).to_dict()
             ray = RayConnection.from_dict(request.ray) if request.ray else None
             spec = request.worker_spec(
                 ray,
@@ -172,6 +195,9 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
                 require_model(spec.model, spec.num_gpus)
             lease = hook.leases.update(request.lease, lambda held: held.renew(time.time()))
             handle = launcher.launch(spec, lease, ray=ray)
+            if turn is not None:
+                hook.warm_workers.record(handle)
+                handle = replace(handle, run_lease=self.lease)
         self.log.info("Worker %s serves %s at %s: %s", handle.name, spec.model, handle.url, handle.where)
         return handle.to_dict()
 

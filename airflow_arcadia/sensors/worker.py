@@ -119,7 +119,7 @@ class ArcadiaModelReadySensor(BaseSensorOperator):
         with fail_without_retry():
             handle = require_handle(self.worker)
             hook = ArcadiaHook(self.arcadia_conn_id)
-            hook.leases.update(handle.lease, lambda held: held.renew(now))
+            asyncio.run(hook.leases.renew(handle.held_by, now))
             seen = asyncio.run(observe(hook.launcher(handle.launcher), handle, hook.api_key))
         outcome = decide(
             seen, started_at=self._started_at, now=time.time(), startup_timeout_s=self.startup_timeout

@@ -22,6 +22,7 @@ from airflow_arcadia.operators.worker import (
 from airflow_arcadia.ray_cluster.kuberay.settings import KubeRayOptions
 from airflow_arcadia.sensors.worker import ArcadiaModelReadySensor
 from airflow_arcadia.validation import Count, Index, PositiveSeconds, parse
+from airflow_arcadia.warm import KeepWarm
 from airflow_arcadia.worker import DEFAULT_STARTUP_TIMEOUT_S, EngineOptions
 
 
@@ -69,6 +70,9 @@ class ArcadiaWorkerGroup(TaskGroup):
     :param check_inputs: False for inputs that a task inside the group makes.
     :param teardown_retries: how often a failed teardown is tried again by Airflow.
     :param lease_duration: seconds that a worker outlives the last renewal by Airflow, 15 s to 7 days.
+    :param keep_warm: how long the worker stays for other runs after the last one that used it: ``"30m"``,
+        seconds or a timedelta, 15 s to 24 h. Runs whose model, options, Ray cluster and connection are equal
+        share it, one after another and at the same time; None ends it with its run.
     :param arcadia_conn_id: connection of type ``arcadia``.
     :param task_group_kwargs: further parameters of Airflow's ``TaskGroup``.
     """
@@ -96,6 +100,7 @@ class ArcadiaWorkerGroup(TaskGroup):
         check_inputs: bool = True,
         teardown_retries: int = 2,
         lease_duration: float | str = DEFAULT_DURATION_S,
+        keep_warm: KeepWarm = None,
         arcadia_conn_id: str = DEFAULT_CONN_ID,
         **task_group_kwargs: Any,
     ) -> None:
@@ -112,8 +117,29 @@ class ArcadiaWorkerGroup(TaskGroup):
         super().__init__(group_id=group_id, **task_group_kwargs)
         self.check_inputs = check_inputs
         common: dict[str, Any] = {"task_group": self, "dag": self.dag, "arcadia_conn_id": arcadia_conn_id}
+        made_from = {
+            "model": model,
+            "num_gpus": num_gpus,
+            "num_workers": own.num_workers,
+            "ray_cluster": ray_cluster,
+            "create": create,
+            "ray_cluster_spec": ray_cluster_spec,
+            "served_model_name": served_model_name,
+            "engine": engine,
+            "launcher": launcher,
+            "pod": pod,
+            "custom_resource": custom_resource,
+            "port": port,
+            "startup_timeout": own.startup_timeout,
+            "additional_envs": additional_envs,
+        }
         self.reserve = ArcadiaReserveWorkerOperator(
-            task_id="reserve", group=str(self.group_id), lease_duration=lease_duration, **common
+            task_id="reserve",
+            group=str(self.group_id),
+            lease_duration=lease_duration,
+            keep_warm=keep_warm,
+            worker=made_from if keep_warm else None,
+            **common,
         )
         lease: Any = self.reserve.output
         self.provision = ArcadiaProvisionRayClusterOperator(

@@ -65,7 +65,7 @@ class ArcadiaBatchInferenceTrigger(BaseTrigger):
         except ArcadiaError as error:
             yield _event(failed=str(error))
             return
-        renewing = asyncio.ensure_future(keep_renewed(leases, handle.lease, self.log))
+        renewing = asyncio.ensure_future(keep_renewed(leases, handle.held_by, self.log))
         try:
             yield await self._ended(handle, launcher, batches, renewing)
         finally:

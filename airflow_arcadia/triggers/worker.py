@@ -88,7 +88,7 @@ def model_wait(
         started_at=started_at,
         startup_timeout_s=startup_timeout_s,
         poll_interval_s=poll_interval_s,
-        keep_renewed=lambda: keep_renewed(leases, handle.lease, log),
+        keep_renewed=lambda: keep_renewed(leases, handle.held_by, log),
         say=lambda text: log.info("%s", text),
         # The launch has named the file already.
         log_line=None if launcher.log_is_a_file else lambda line: log.info("[%s] %s", handle.name, line),
