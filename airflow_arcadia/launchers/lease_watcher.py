@@ -2,7 +2,7 @@
 
 ``python -m airflow_arcadia.launchers.lease_watcher`` runs as a small Deployment beside the workers (see
 ``deploy/lease-watcher.yaml``). Pods, Arcadia's Workers and Ray clusters are ended alike, and no worker's pod,
-which runs a model's code, needs a token of the API server.
+which runs a model's code, needs a token of the API server. For a pod whose own batch gets further it renews.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from airflow_arcadia.exceptions import ArcadiaError
 from airflow_arcadia.kubernetes.api import KubernetesApi
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
 from airflow_arcadia.launchers.arcadia_worker.launcher import CustomResourceLauncher
+from airflow_arcadia.launchers.base import Launcher
+from airflow_arcadia.launchers.batch_renewal import BatchRenewal
 from airflow_arcadia.launchers.reap_backends import ClusterBackend
 from airflow_arcadia.launchers.reaper import SETTLING_S, Backend, Held, Report, reap
 from airflow_arcadia.lease import Identity, LeaseWatch
@@ -65,6 +67,22 @@ class Watches:
                 del known[name]
 
 
+class WatchedCluster(ClusterBackend):
+    """The leases of a namespace, after those were renewed whose workers get on with a batch of their own.
+
+    :param api: the namespace.
+    :param launchers: by name.
+    """
+
+    def __init__(self, api: KubernetesApi, launchers: Mapping[str, Launcher]) -> None:
+        super().__init__(api, launchers)
+        self._renewal = BatchRenewal(api)
+
+    def held(self) -> list[Held]:
+        """Every Lease of ours, and what carries the label of one that is not there any more."""
+        return self._renewal.renew(super().held(), time.time())
+
+
 def sweep(backend: Backend, watches: Watches, now: float, *, grace_s: float) -> Report:
     """Look at every lease once, and end what nobody holds."""
     report = reap(backend, _unknown, now, grace_s=grace_s, only=lambda held: watches.why(held, now))
@@ -83,8 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     api = KubernetesApi(_connect, options.namespace or _NAMESPACE.read_text(encoding="utf-8").strip())
-    launchers = {CustomResourceLauncher.name: CustomResourceLauncher(api, KubernetesLeases(api))}
-    backend, watches = ClusterBackend(api, launchers), Watches()
+    of_workers = CustomResourceLauncher(api, KubernetesLeases(api))
+    backend, watches = WatchedCluster(api, {of_workers.name: of_workers}), Watches()
     while True:
         try:
             report = sweep(backend, watches, time.time(), grace_s=options.grace)

@@ -124,6 +124,7 @@ class BatchJobs:
         self._batches: dict[str, Batch] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
+        self._progress_at: float | None = None
         for batch in sorted(_recorded(folder), key=lambda batch: batch.created_at):
             self._batches[batch.id] = batch
 
@@ -131,6 +132,11 @@ class BatchJobs:
     def running(self) -> bool:
         """Whether a batch runs."""
         return bool(self._tasks)
+
+    @property
+    def seconds_since_progress(self) -> float | None:
+        """Seconds since a batch last answered a row; None where none has yet."""
+        return None if self._progress_at is None else time.monotonic() - self._progress_at
 
     def resume(self) -> None:
         """Continue what an earlier process of this worker did not end."""
@@ -214,6 +220,7 @@ class BatchJobs:
     async def _run(self, batch: Batch) -> None:
         def note(progress: Progress) -> None:
             if progress.done > (batch.progress or {}).get("done", 0):
+                self._progress_at = time.monotonic()
                 self._on_rows()
             batch.progress = progress.to_dict()
 

@@ -198,7 +198,10 @@ class ArcadiaMiddleware:
             self._in_flight -= 1
 
     def _worker_status(self) -> dict[str, Any]:
-        """FastChat's ``worker_status``, with no model names unless it is ready; and our status and cause."""
+        """FastChat's ``worker_status``, with no model names unless it is ready; and what else we tell.
+
+        The lease watcher renews a pod's lease by its batch's progress, which only this tells without a key.
+        """
         ready = self._status is WorkerStatus.READY
         return {
             "model_names": [self._spec.served_model_name] if ready else [],
@@ -206,6 +209,7 @@ class ArcadiaMiddleware:
             "queue_length": self.running,
             "status": self._status.value,
             "cause": self._cause,
+            "seconds_since_batch_progress": self._batches.seconds_since_progress,
         }
 
     def _problem(self) -> str | None:

@@ -12,8 +12,7 @@ from airflow_arcadia.exceptions import RayClusterError
 from airflow_arcadia.hooks.kubernetes import kubernetes_api
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
 from airflow_arcadia.launchers.arcadia_worker.launcher import CustomResourceLauncher
-from airflow_arcadia.launchers.lease_watcher import Watches, sweep
-from airflow_arcadia.launchers.reap_backends import ClusterBackend
+from airflow_arcadia.launchers.lease_watcher import WatchedCluster, Watches, sweep
 from airflow_arcadia.operators.ray_cluster import ArcadiaProvisionRayClusterOperator
 from tests.airflow_context import make_context
 from tests.deploy.manifests import documents, rights
@@ -61,13 +60,13 @@ def test_ending_every_kind_of_worker_uses_every_right_and_no_other(
 
     launchers = {CustomResourceLauncher.name: CustomResourceLauncher(api, KubernetesLeases(api))}
     watches, now = Watches(), time.time()
-    kept = sweep(ClusterBackend(api, launchers), watches, now, grace_s=0).kept
+    kept = sweep(WatchedCluster(api, launchers), watches, now, grace_s=0).kept
     assert sorted(kept) == sorted(run.lease for run in runs)
     # Arcadia's own pods are the collector's to delete.
-    first = sweep(ClusterBackend(api, launchers), watches, now + 3601, grace_s=0)
+    first = sweep(WatchedCluster(api, launchers), watches, now + 3601, grace_s=0)
     # One slower than the watcher: what is not deleted by name stays.
     monkeypatch.setattr(collector, "collect", lambda store: None)
-    second = sweep(ClusterBackend(api, launchers), watches, now + 7201, grace_s=0)
+    second = sweep(WatchedCluster(api, launchers), watches, now + 7201, grace_s=0)
 
     assert first.errors == second.errors == {}
     ended = {item.name: item.left for item in [*first.reaped, *second.reaped]}

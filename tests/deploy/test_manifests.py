@@ -137,6 +137,9 @@ def test_network_policies_choose_pods_by_labels_that_pods_have():
     }
     airflow, gateway, _ = policies["arcadia-workers"]["ingress"]
     assert airflow["ports"] == [{"port": DEFAULT_PORT}]
+    (deployment,) = (d for d in documents("lease-watcher.yaml") if d["kind"] == "Deployment")
+    watcher = {"podSelector": {"matchLabels": deployment["spec"]["template"]["metadata"]["labels"]}}
+    assert watcher in airflow["from"], "the lease watcher asks workers for their batch's progress"
     assert gateway["ports"] == [{"port": DEFAULT_PORT}, {"port": DEFAULT_FASTCHAT_PORT}]
     # The label that Arcadia's chart gives its FastChat pod, which calls the workers itself.
     assert {"control-plane": "arcadia-fastchat"} in [s["podSelector"]["matchLabels"] for s in gateway["from"]]

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,7 @@ from tests.airflow_context import make_context
 from tests.conftest import ROOT, wait_for
 from tests.kubernetes import arcadia
 from tests.kubernetes.rays import ray_clusters, start_kuberay
-from tests.kubernetes.workers import Run, connect, stand_in
+from tests.kubernetes.workers import STAND_IN, Run, connect, stand_in, where
 from tests.loopback_cluster.cluster import Cluster, Loopback
 
 LEASE_S = 4.0
@@ -57,6 +58,34 @@ def test_a_pod_ends_with_its_lease_and_one_whose_lease_is_held_stays(
     wait_for(lambda: lapsing.objects == [], 60, "everything of the lease to be gone")
     assert any(text.startswith("Pod") for text in map(str, kept.objects)), kept.objects
     kept.teardown(grace=0)
+
+
+def test_a_pod_whose_own_batch_gets_further_keeps_its_lease_until_it_does_not(
+    leases: KubernetesLeases, cluster: Cluster, tmp_path: Path
+):
+    gets_further = tmp_path / "gets-further"
+    gets_further.touch()
+    age = f"0.0 if os.path.exists({str(gets_further)!r}) else 60.0"
+    answer = "ANSWERS.get(self.path, {})"
+    program = STAND_IN.replace(answer, f"{{**{answer}, 'seconds_since_batch_progress': {age}}}")
+    container = {"name": "worker", "command": ["python3", "-c", program]}
+    run = Run(cluster, "manual__batch", where() | {"full_pod_spec": {"spec": {"containers": [container]}}})
+    run.reserve()
+    run.launch()
+    assert run.wait() is None
+    let_lapse(leases, run)
+    first = leases.read(run.lease)
+
+    def outlives_it() -> bool:
+        held = leases.read(run.lease)
+        assert held is not None
+        assert first is not None
+        return held.renewed_at > first.renewed_at + 2 * LEASE_S
+
+    wait_for(outlives_it, 30, "the lease to be renewed for longer than it would have held")
+    assert any(text.startswith("Pod") for text in map(str, run.objects)), run.objects
+    gets_further.unlink()
+    wait_for(lambda: run.objects == [], 60, "everything of the lease to be gone")
 
 
 def test_a_worker_of_arcadias_operator_ends_with_its_lease(

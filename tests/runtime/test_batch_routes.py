@@ -96,6 +96,24 @@ async def test_the_runs_own_tasks_name_anything_by_their_token(source: Path, tok
             await run(url, spec(source), "another")
 
 
+async def test_the_worker_tells_everybody_when_a_batch_of_its_own_last_got_further(
+    source: Path, token_file: str, key_file: str
+):
+    """The lease watcher renews by it, and holds neither the key nor the token."""
+
+    async def told(url: str) -> Any:
+        async with aiohttp.ClientSession() as session, session.post(f"{url}/worker_get_status") as response:
+            return (await response.json())["seconds_since_batch_progress"]
+
+    async with worker(batch_token_file=token_file, api_key_file=key_file) as (url, _):
+        assert await told(url) is None
+        batches = RemoteBatches(Endpoint(url, KEY), TOKEN)
+        await until_ended(batches, await batches.submit(spec(source)))
+        first = await told(url)
+        assert first >= 0
+        assert await told(url) > first, "it grows while no row is answered"
+
+
 async def test_a_client_sees_no_batch_of_the_run(source: Path, token_file: str):
     async with worker(batch_token_file=token_file) as (url, _):
         ours = RemoteBatches(Endpoint(url), TOKEN)

@@ -1,0 +1,133 @@
+"""Renew the lease of a pod whose own batch gets further, while nobody else renews it.
+
+A batch in the worker (``run_in="worker"``) needs no Airflow. A worker that is a process renews its lease's
+file itself. A pod runs a model's code and gets no right to its Lease: the lease watcher asks the worker, and
+renews.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import aiohttp
+
+from airflow_arcadia.exceptions import ArcadiaError
+from airflow_arcadia.kubernetes.api import KubernetesApi, Session
+from airflow_arcadia.kubernetes.kinds import (
+    LEASE_LABEL,
+    MANAGED_BY,
+    MANAGER,
+    POD,
+    WORKER_LABEL,
+    Object,
+    selector,
+)
+from airflow_arcadia.kubernetes.leases import change_lease
+from airflow_arcadia.launchers.reaper import Held
+from airflow_arcadia.lease import Lease
+
+STATUS_PATH = "/worker_get_status"
+PROGRESS_AGE = "seconds_since_batch_progress"
+"""Field of a worker's status: seconds since a batch that runs in it last answered a row; null before."""
+_ASK_S = 2.5
+_LONGEST_ANSWER = 1 << 16  # a model's code may answer in the worker's place
+
+log = logging.getLogger(__name__)
+
+
+class BatchRenewal:
+    """Renews leases of a namespace by the progress that their workers tell of.
+
+    :param api: the namespace.
+    """
+
+    def __init__(self, api: KubernetesApi) -> None:
+        self._api = api
+
+    def renew(self, held: Sequence[Held], now: float) -> list[Held]:
+        """The same leases, renewed where a batch gets further that nobody else renews for.
+
+        A worker that does not answer renews nothing. Raises :class:`ArcadiaError` when the pods cannot be
+        listed.
+        """
+        due = [item.lease for item in held if item.lease is not None and is_due(item.lease, now)]
+        if not due:
+            return list(held)
+        renewed = self._api.run(lambda session: _renewed(session, due, now))
+        return [replace(item, lease=renewed.get(item.name, item.lease)) for item in held]
+
+
+def is_due(lease: Lease, now: float) -> bool:
+    """Whether somebody should have renewed the lease by now: only then its workers are asked."""
+    return not lease.released and now >= lease.renewed_at + lease.renewal_interval_s
+
+
+def progressed_at(answers: Sequence[object], now: float) -> float | None:
+    """When a batch got further for the last time, by what the lease's workers answered; None when none did.
+
+    :param answers: the JSON of their status; anything a model's code may answer.
+    """
+    ages = [answer.get(PROGRESS_AGE) for answer in answers if isinstance(answer, Mapping)]
+    known = [
+        float(age)
+        for age in ages
+        if isinstance(age, (int, float)) and not isinstance(age, bool) and math.isfinite(age) and age >= 0
+    ]
+    return now - min(known) if known else None
+
+
+def status_url(pod: Object) -> str | None:
+    """Where the worker in that pod tells its status; None while the pod has no address."""
+    address = (pod.get("status") or {}).get("podIP")
+    ports = [port for container in pod["spec"]["containers"] for port in container.get("ports") or ()]
+    port = next((port["containerPort"] for port in ports if port.get("name") == "http"), None)
+    if not address or port is None:
+        return None
+    host = f"[{address}]" if ":" in address else address
+    return f"http://{host}:{port}{STATUS_PATH}"
+
+
+async def _renewed(session: Session, due: Sequence[Lease], now: float) -> dict[str, Lease]:
+    """Those of the leases that were renewed, by name."""
+    urls: dict[str, list[str]] = {lease.name: [] for lease in due}
+    for pod in await session.find(POD, selector({MANAGED_BY: MANAGER})):
+        labels = pod["metadata"].get("labels") or {}
+        url = status_url(pod) if WORKER_LABEL in labels else None
+        if url is not None and labels.get(LEASE_LABEL) in urls:
+            urls[labels[LEASE_LABEL]].append(url)
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_ASK_S)) as client:
+        answers = await asyncio.gather(
+            *(asyncio.gather(*(_ask(client, url) for url in urls[lease.name])) for lease in due)
+        )
+    found: dict[str, Lease] = {}
+    for lease, told in zip(due, answers, strict=True):
+        moment = progressed_at(told, now)
+        if moment is None or moment <= lease.renewed_at:
+            continue
+        try:
+            found[lease.name] = await _renew(session, lease.name, moment)
+        except ArcadiaError as error:
+            log.warning("Lease %s, whose batch gets further, was not renewed: %s", lease.name, error)
+    return found
+
+
+async def _renew(session: Session, name: str, moment: float) -> Lease:
+    renewed = await change_lease(session, name, lambda held: held if held.released else held.renew(moment))
+    log.info("Renewed lease %s: the batch in its worker gets further.", name)
+    return renewed
+
+
+async def _ask(client: aiohttp.ClientSession, url: str) -> Any:
+    """What the worker tells; None when it does not."""
+    try:
+        async with client.post(url, json={}, allow_redirects=False) as response:
+            body = await response.content.read(_LONGEST_ANSWER)
+            return json.loads(body) if response.status == 200 else None
+    except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError, RecursionError):
+        return None
