@@ -1,7 +1,7 @@
-"""A DAG that a user deletes the file of while it runs."""
+"""A DAG of Airflow that a user deletes the file of while it runs."""
 
 from __future__ import annotations
 
-from tests.lifecycle.dags.lifecycle import make
+from tests.lifecycle.dag_maker import make
 
 dag = make("deletable", rows=150, lease_duration=20)

@@ -1,11 +1,11 @@
-"""The DAGs with the real engine: tensor parallel over two ranks, on a Ray head of the run's own."""
+"""DAGs for Airflow with the real engine: tensor parallel over two ranks, on a Ray head of the run's own."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-from tests.lifecycle.dags.lifecycle import make
+from tests.lifecycle.dag_maker import make
 
 GROUP: dict[str, Any] = {
     "model": os.environ.get("LIFECYCLE_MODEL", "/nowhere"),

@@ -131,15 +131,15 @@ class Loopback:
         finally:
             self.start_api()
 
-    def obey(self, documents: Sequence[dict[str, Any]], namespace: str = "tests") -> None:
-        """Hold Airflow's token to the Roles among these documents, bound in ``namespace``.
+    def obey(self, documents: Sequence[dict[str, Any]], namespace: str = "tests", token: str = TOKEN) -> None:
+        """Hold a token, by default Airflow's, to the Roles among these documents, bound in ``namespace``.
 
         What a manifest has beside them (ServiceAccount, RoleBinding) is passed over, and so is the
         namespace it was written for.
         """
         roles = [doc for doc in documents if doc and doc.get("kind", "Role") == "Role"]
         bound = [{**role, "metadata": {**role.get("metadata", {}), "namespace": namespace}} for role in roles]
-        self.api.access.roles[TOKEN] = bound
+        self.api.access.roles[token] = bound
 
     def obey_all(self) -> None:
         """Airflow's token may do everything again."""

@@ -11,6 +11,7 @@ import importlib
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -27,9 +28,22 @@ time.sleep(3600)
 """
 
 
-def make_app(model: str, delay: float) -> FastAPI:
-    """Every row is answered after ``delay`` seconds."""
+ROWS_BEFORE_A_HOLD = 20
+
+
+def hold(marker: Path | None) -> bool:
+    """Say that this step is reached; whether to wait until the run is released."""
+    if marker is None:
+        return False
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+    return not marker.with_name("released").exists()
+
+
+def make_app(model: str, delay: float, answering_at: Path | None) -> FastAPI:
+    """Every row is answered after ``delay`` seconds; with ``answering_at`` the first ones alone."""
     app = FastAPI()
+    answered = 0
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -43,8 +57,12 @@ def make_app(model: str, delay: float) -> FastAPI:
         body = await request.json()
         prompts = body.get("prompt", "chat")
         count = len(prompts) if isinstance(prompts, list) and prompts and isinstance(prompts[0], str) else 1
-        # The worker's own look at itself is quick.
-        await asyncio.sleep(0 if body.get("max_tokens") == 1 else delay)
+        if body.get("max_tokens") != 1:  # the worker's own look at itself is quick
+            nonlocal answered
+            answered += count
+            await asyncio.sleep(delay)
+            while answered > ROWS_BEFORE_A_HOLD and hold(answering_at):  # noqa: ASYNC110 - another process'
+                await asyncio.sleep(0.2)
         usage = {"prompt_tokens": count, "completion_tokens": count, "total_tokens": 2 * count}
         text = [{"index": i, "text": "1", "finish_reason": "stop", "logprobs": None} for i in range(count)]
         return {
@@ -70,12 +88,16 @@ def main() -> None:
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--load", type=float, default=0.0)
     parser.add_argument("--die", action="store_true")
+    parser.add_argument("--loading-at", type=Path, help="a hold while the model is loaded")
+    parser.add_argument("--answering-at", type=Path, help="a hold in the middle of a batch")
     options, _ = parser.parse_known_args()
     subprocess.Popen([sys.executable, "-c", ENGINE], start_new_session=True)
     time.sleep(options.load)
+    while hold(options.loading_at):
+        time.sleep(0.2)
     if options.die:
         raise MemoryError("the engine died at its start")
-    app = make_app(options.served_model_name, options.delay)
+    app = make_app(options.served_model_name, options.delay, options.answering_at)
     module, _, name = options.middleware.rpartition(".")
     app.add_middleware(getattr(importlib.import_module(module), name))
     uvicorn.run(app, host=options.host, port=options.port, log_level="warning", access_log=False)
