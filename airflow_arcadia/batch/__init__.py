@@ -7,7 +7,7 @@ as lines of the output and are committed in segments, which are merged in input 
 """
 
 from airflow_arcadia.batch.prepare import check_input, finished_summary
-from airflow_arcadia.batch.progress import Progress
+from airflow_arcadia.batch.progress import Phase, Progress
 from airflow_arcadia.batch.runner import run_batch, run_batch_async
 from airflow_arcadia.batch.spec import BatchSpec, BatchSummary, Endpoint
 
@@ -15,6 +15,7 @@ __all__ = [
     "BatchSpec",
     "BatchSummary",
     "Endpoint",
+    "Phase",
     "Progress",
     "check_input",
     "finished_summary",

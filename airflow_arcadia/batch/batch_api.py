@@ -91,7 +91,6 @@ class RemoteBatches:
             "parameters": dict(spec.parameters),
             "options": options,
             "endpoint": "/v1/chat/completions",
-            "completion_window": "24h",
         }
         return str((await self._call("POST", "", body))["id"])
 

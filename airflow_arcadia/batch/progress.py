@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,15 @@ from airflow_arcadia.batch.output.segments import Counts
 
 WINDOW_S = 30.0
 """Rates are over this many seconds: long enough to be steady, short enough to show a change."""
+
+
+class Phase(str, enum.Enum):
+    """What a batch that runs is doing, in OpenAI's words; before the first of them it validates its input."""
+
+    IN_PROGRESS = "in_progress"
+    """Its rows are being answered."""
+    FINALIZING = "finalizing"
+    """All rows are done, and the output is being written."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from airflow_arcadia.batch.output.merge import finalise, summarise
 from airflow_arcadia.batch.output.suspect_notes import SuspectNotes, read_suspects
 from airflow_arcadia.batch.output.writer import SegmentWriter
 from airflow_arcadia.batch.prepare import Finished, Ready, prepare
-from airflow_arcadia.batch.progress import Meter, Progress
+from airflow_arcadia.batch.progress import Meter, Phase, Progress
 from airflow_arcadia.batch.row_queue import RowQueue
 from airflow_arcadia.batch.sender import Sender
 from airflow_arcadia.batch.spec import BatchSpec, BatchSummary, Endpoint
@@ -71,6 +71,7 @@ async def run_batch_async(
     progress_interval_s: float = 5.0,
     should_stop: Callable[[], bool] | None = None,
     connect: Callable[[Endpoint], Client] = connect_http,
+    on_phase: Callable[[Phase], None] = lambda _: None,
 ) -> BatchSummary:
     """Answer every row and return the summary.
 
@@ -81,6 +82,8 @@ async def run_batch_async(
         the end. An error it raises is logged, and the batch goes on.
     :param should_stop: asked several times a second; True commits what is answered and ends the batch.
     :param connect: makes the client for an endpoint.
+    :param on_phase: called when the validated input's rows are about to be sent, and when all of them are
+        done and the output is about to be written.
 
     Raises :class:`BatchInputError` for input, output or parameters that cannot be used, and
     :class:`BatchError` when the batch stopped before its end. Cancelling it commits what is answered.
@@ -95,7 +98,8 @@ async def run_batch_async(
             ready = await asyncio.to_thread(prepare, replace(spec, model=served))
     if isinstance(ready, Finished):
         return ready.summary
-    run = _Run(spec, ready, {endpoint: connect(endpoint) for endpoint in endpoints}, should_stop)
+    clients = {endpoint: connect(endpoint) for endpoint in endpoints}
+    run = _Run(spec, ready, clients, should_stop, on_phase)
     run.report_to(on_progress, progress_interval_s)
     try:
         return await run.run()
@@ -132,7 +136,9 @@ class _Run:
         ready: Ready,
         clients: Mapping[Endpoint, Client],
         should_stop: Callable[[], bool] | None,
+        on_phase: Callable[[Phase], None],
     ) -> None:
+        self._on_phase = on_phase
         self._spec, self._ready, self._should_stop = spec, ready, should_stop or (lambda: False)
         # A probe of an engine that is busy waits behind the rows in flight.
         answer_timeout = spec.hang_timeout_s or spec.request_timeout_s
@@ -170,7 +176,9 @@ class _Run:
             job, suspects = claimed
             resumed = job.done
             while True:
+                self._on_phase(Phase.IN_PROGRESS)
                 await self._answer_pending(job, suspects)
+                self._on_phase(Phase.FINALIZING)
                 summary = summarise(place, job, spec, resumed)
                 damaged = await asyncio.to_thread(
                     finalise, place, job, summary, keep_segments=spec.keep_segments
@@ -273,8 +281,10 @@ class _Run:
             self._queue = None
             rows.close()
         await notes.write()
-        await self._commit_rest(writer)
-        self._report(meter.progress(job.counts, time.monotonic()))
+        try:
+            await self._commit_rest(writer)
+        finally:
+            self._report(meter.progress(job.counts, time.monotonic()))
 
     async def _wait_for_end(self) -> None:
         await self._ended.wait()

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from airflow_arcadia.batch.input.custom_ids import CustomIds
 from airflow_arcadia.batch.input.row_parser import Shape
 from airflow_arcadia.batch.input.source import Input, check_columns, empty, input_changed, opened, read_object
@@ -179,6 +181,14 @@ def row_count(index: Path) -> int:
     except FileNotFoundError:
         return -1
     return -1 if size % _ENTRY.size else size // _ENTRY.size - 1
+
+
+def custom_id(line: bytes, default: str) -> str:
+    """The ``custom_id`` of a row's line; the default where it has none, or cannot be read."""
+    try:
+        return _custom_id(orjson.loads(line), default)
+    except orjson.JSONDecodeError:
+        return default
 
 
 def _custom_id(row: Any, default: str) -> str:

@@ -270,6 +270,15 @@ def current_manifest(folder: Folder) -> Manifest | None:
     return manifest
 
 
+def counted_segments(folder: Folder) -> dict[str, int]:
+    """Name and bytes of each segment that counts for the latest attempt, oldest first; claims nothing."""
+    names = folder.sizes()
+    attempt = _read_attempt(folder, _last_token(names))
+    if attempt is None:
+        return {}
+    return {name: size for name, size in names.items() if _counts(name, attempt)}
+
+
 def reopen(parts: Folder, manifest: Manifest, summary: BatchSummary, output: Path) -> None:
     """Turn a finished batch into an unfinished one: commit the output's rows, then write the manifest.
 
@@ -314,8 +323,7 @@ def _not_an_output(output: Path, why: str) -> BatchInputError:
 
 def _next_attempt(folder: Folder, epoch: str) -> Attempt:
     names = folder.sizes()
-    tokens = [int(name[len(_ATTEMPT) : -len(".json")]) for name in names if name.startswith(_ATTEMPT)]
-    last = max(tokens, default=0)
+    last = _last_token(names)
     before = _read_attempt(folder, last) if last else None
     nonce = uuid.uuid4().hex[:12]
     if before is None or before.epoch != epoch:
@@ -324,6 +332,20 @@ def _next_attempt(folder: Folder, epoch: str) -> Attempt:
     committed = max((number for found, number in series if found == before.series), default=0)
     adopted = {**before.adopted, before.series: committed}
     return Attempt(last + 1, nonce, epoch, before.number + 1, adopted)
+
+
+def _last_token(names: Iterable[str]) -> int:
+    """The highest token that an attempt has taken; 0 without one."""
+    tokens = (int(name[len(_ATTEMPT) : -len(".json")]) for name in names if name.startswith(_ATTEMPT))
+    return max(tokens, default=0)
+
+
+def _counts(name: str, attempt: Attempt) -> bool:
+    """Whether a file is a segment that the attempt wrote or adopted."""
+    if not name.startswith(_SEGMENT):
+        return False
+    series, number = _segment_series(name)
+    return series == attempt.series or number <= attempt.adopted.get(series, 0)
 
 
 def _read_attempt(folder: Folder, token: int) -> Attempt | None:

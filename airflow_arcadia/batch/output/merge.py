@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -87,33 +87,45 @@ def _merge(job: Job, output: Path, errors: Path) -> list[str]:
     """Write both files, and return the damaged segments that made that impossible."""
     segments = list(job.segments())
     paths = [path for _, path in segments]
-    rows = job.manifest.rows
-    step = max(_WINDOW_ROWS, rows // _MOST_WINDOWS + 1)
-    reader = SegmentReader(paths)
     try:
         with output.open("wb", buffering=1 << 20) as whole, errors.open("wb", buffering=1 << 16) as failed:
-            for first in range(0, rows, step):
-                last = min(first + step, rows)
-                for row, location in enumerate(_locations(paths, first, last), first):
-                    if location == _NOWHERE:
-                        raise BatchError(
-                            f"Row {row + 1} is missing from the committed segments.",
-                            what_to_do="Run the batch again: it answers the missing rows.",
-                            still_running=f"All other rows are kept in {job.folder.uri}.",
-                        )
-                    line = reader.read(location >> _SEGMENT_BITS, location & _OFFSET_MASK)
-                    whole.write(line)
-                    whole.write(b"\n")
-                    if job.states[row] == 2:
-                        failed.write(line)
-                        failed.write(b"\n")
+            for row, line in enumerate(lines_in_order(paths, job.manifest.rows)):
+                if line is None:
+                    raise BatchError(
+                        f"Row {row + 1} is missing from the committed segments.",
+                        what_to_do="Run the batch again: it answers the missing rows.",
+                        still_running=f"All other rows are kept in {job.folder.uri}.",
+                    )
+                whole.write(line)
+                whole.write(b"\n")
+                if job.states[row] == 2:
+                    failed.write(line)
+                    failed.write(b"\n")
             sync(whole)
             sync(failed)
     except DamagedSegment as damaged:
         return [name for name, path in segments if path == damaged.path]
+    return []
+
+
+def lines_in_order(paths: Sequence[Path], rows: int) -> Iterator[bytes | None]:
+    """The line of each row of the input, in its order; None for a row that is in no segment.
+
+    :param paths: local paths of the segments that count, oldest first.
+
+    Raises :class:`DamagedSegment`.
+    """
+    step = max(_WINDOW_ROWS, rows // _MOST_WINDOWS + 1)
+    reader = SegmentReader(paths)
+    try:
+        for first in range(0, rows, step):
+            for location in _locations(paths, first, min(first + step, rows)):
+                if location == _NOWHERE:
+                    yield None
+                else:
+                    yield reader.read(location >> _SEGMENT_BITS, location & _OFFSET_MASK)
     finally:
         reader.close()
-    return []
 
 
 def _locations(paths: Sequence[Path], first: int, last: int) -> array[int]:
