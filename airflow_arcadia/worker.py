@@ -121,6 +121,9 @@ class WorkerSpec:
     :param extra_args: ``EXTRA_ARGS``, words added after them.
     :param allowed_uris: folders (absolute paths and URIs) that batches of ``/v1/batches`` may name; without
         any, only the run's own tasks send batches there.
+    :param max_file_bytes: size of a file that a client may upload to ``/v1/files``.
+    :param max_files_bytes: size of all files of clients together, what their batches write included.
+    :param file_lifetime: seconds after which such a file is removed; all are when the worker's lease ends.
     :param additional_envs: Arcadia's ``additionalEnvs``: come last and win over everything above.
 
     Raises :class:`ArcadiaConfigError` naming every field that is not valid.
@@ -149,6 +152,9 @@ class WorkerSpec:
     system_args: Words = ()
     extra_args: Words = ()
     allowed_uris: Words = ()
+    max_file_bytes: Count = 512 * 2**20
+    max_files_bytes: Count = 8 * 2**30
+    file_lifetime: Seconds = 30 * 24 * 3600.0
     additional_envs: Variables = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -196,6 +202,9 @@ class EngineOptions(TypedDict, total=False):
     system_args: Sequence[str] | str
     extra_args: Sequence[str] | str
     allowed_uris: Sequence[str] | str
+    max_file_bytes: int | str
+    max_files_bytes: int | str
+    file_lifetime: float | str
 
 
 ENGINE = {name: name for name in EngineOptions.__annotations__}
@@ -308,6 +317,9 @@ VARIABLES = {
     "hang_timeout": "ARCADIA_HANG_TIMEOUT",
     "hang_restart_timeout": "ARCADIA_HANG_RESTART_TIMEOUT",
     "idle_timeout": "ARCADIA_IDLE_TIMEOUT",
+    "max_file_bytes": "ARCADIA_MAX_FILE_BYTES",
+    "max_files_bytes": "ARCADIA_MAX_FILES_BYTES",
+    "file_lifetime": "ARCADIA_FILE_LIFETIME",
     "api_key_file": "ARCADIA_API_KEY_FILE",
     "ray_token_file": "RAY_AUTH_TOKEN_PATH",
     "batch_token_file": "ARCADIA_BATCH_TOKEN_FILE",

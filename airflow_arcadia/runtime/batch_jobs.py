@@ -1,10 +1,14 @@
 """Batches that the worker runs itself, behind the shape of OpenAI's Batch API.
 
-``POST /v1/batches`` takes OpenAI's fields, ``input_file_id`` being a URI of the rows, and as extra fields
-``output`` (URI of the answers), ``parameters`` and ``options`` (fields of
-:class:`~airflow_arcadia.batch.BatchSpec`). The same job submitted again is the same batch; one that has ended
-is started again, which costs little where nothing changed and notices an input or output that did. Each is
-recorded beside the lease, so that a worker launched again continues it from its committed segments.
+``POST /v1/batches`` takes OpenAI's fields, and as extra fields ``parameters`` and ``options`` (fields of
+:class:`~airflow_arcadia.batch.BatchSpec`). Its ``input_file_id`` is
+
+- the id of an uploaded file: each request is a batch of its own, whose answers and error rows are files too;
+- or a URI of the rows, with ``output`` as that of the answers: the same job submitted again is the same
+  batch, and one that has ended is started again, which costs little where nothing changed and notices an
+  input or output that did.
+
+Each is recorded beside the lease, so that a worker launched again continues it from its committed segments.
 
 Batches of the run's own tasks are trusted. Any other client may only name allowed URIs, and sees only the
 batches of such clients.
@@ -14,24 +18,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import hashlib
 import json
+import secrets
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from airflow_arcadia.batch import BatchSpec, Endpoint, Progress, run_batch_async
+from airflow_arcadia.batch import BatchSpec, Endpoint, Phase, Progress, run_batch_async
 from airflow_arcadia.batch.input.source import QuotesInputError
 from airflow_arcadia.batch.transport.http_client import Client
-from airflow_arcadia.exceptions import ArcadiaError
+from airflow_arcadia.exceptions import ArcadiaError, BatchInputError
 from airflow_arcadia.runtime.allowed_uris import AllowedUris
-from airflow_arcadia.runtime.batch_request import parse
+from airflow_arcadia.runtime.batch_record import Batch, FileIds, read_batches
+from airflow_arcadia.runtime.batch_request import BatchRequest, parse
+from airflow_arcadia.runtime.files.batch_files import BatchFiles
+from airflow_arcadia.runtime.files.store import BATCH, FileRefused, FileStore, StoredFile, new_id
+from airflow_arcadia.runtime.files.upload import lifetime
 from airflow_arcadia.runtime.log import say
 
-ENDED = frozenset({"completed", "failed", "cancelled"})
 PROGRESS_INTERVAL_S = 1.0
 MAX_CLIENT_BATCHES = 1000
 MAX_RUNNING_CLIENT_BATCHES = 16
@@ -42,60 +48,6 @@ class TooManyBatches(Exception):
     """A client has to wait until other batches have ended."""
 
 
-@dataclasses.dataclass
-class Batch:
-    """One batch, as it is recorded.
-
-    :param spec: fields of the :class:`~airflow_arcadia.batch.BatchSpec`.
-    :param status: OpenAI's: ``in_progress``, ``cancelling``, ``completed``, ``failed``, ``cancelled``.
-    :param progress: the last :class:`~airflow_arcadia.batch.Progress`.
-    :param summary: the :class:`~airflow_arcadia.batch.BatchSummary` once completed.
-    :param error: why it failed.
-    :param trusted: whether one of the run's own tasks asked for it.
-    """
-
-    id: str
-    endpoint: str
-    spec: dict[str, Any]
-    metadata: dict[str, str] | None
-    created_at: int
-    status: str = "in_progress"
-    ended_at: int | None = None
-    progress: dict[str, Any] | None = None
-    summary: dict[str, Any] | None = None
-    error: str | None = None
-    trusted: bool = False
-
-    def to_openai(self) -> dict[str, Any]:
-        """OpenAI's Batch object, with ``progress`` and ``summary`` beside its own fields."""
-        counts = self.summary or self.progress or {}
-        done = self.status == "completed"
-        return {
-            "id": self.id,
-            "object": "batch",
-            "endpoint": self.endpoint,
-            "errors": _errors(self.error),
-            "input_file_id": self.spec["input"],
-            "completion_window": "24h",
-            "status": self.status,
-            "output_file_id": self.spec["output"] if done else None,
-            "error_file_id": (self.summary or {}).get("errors"),
-            "created_at": self.created_at,
-            "in_progress_at": self.created_at,
-            "completed_at": self.ended_at if done else None,
-            "failed_at": self.ended_at if self.status == "failed" else None,
-            "cancelled_at": self.ended_at if self.status == "cancelled" else None,
-            "request_counts": {
-                "total": counts.get("rows", counts.get("total", 0)),
-                "completed": counts.get("ok", 0),
-                "failed": counts.get("failed", 0),
-            },
-            "metadata": self.metadata,
-            "progress": self.progress,
-            "summary": self.summary,
-        }
-
-
 class BatchJobs:
     """All batches of this worker. One event loop.
 
@@ -104,6 +56,7 @@ class BatchJobs:
     :param folder: where batches are recorded; None forgets them with the process.
     :param connect: makes the client of the endpoint.
     :param allowed: what clients may name.
+    :param store: what clients upload, and what their batches write.
     :param on_rows: called every second in which a batch got further.
     """
 
@@ -115,6 +68,7 @@ class BatchJobs:
         *,
         connect: Callable[[Endpoint], Client],
         allowed: AllowedUris,
+        store: FileStore,
         on_rows: Callable[[], None] = lambda: None,
     ) -> None:
         self._endpoint, self._connect, self._allowed = endpoint, connect, allowed
@@ -125,8 +79,11 @@ class BatchJobs:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
         self._progress_at: float | None = None
-        for batch in sorted(_recorded(folder), key=lambda batch: batch.created_at):
+        for batch in sorted(read_batches(folder), key=lambda batch: batch.created_at):
             self._batches[batch.id] = batch
+        self._store, self._files = store, BatchFiles(store)
+        store.in_use = self.uses
+        store.remove_work_folders(lambda name: name in self._batches and not self._batches[name].has_ended)
 
     @property
     def running(self) -> bool:
@@ -141,38 +98,59 @@ class BatchJobs:
     def resume(self) -> None:
         """Continue what an earlier process of this worker did not end."""
         for batch in self._batches.values():
-            if batch.status not in ENDED:
+            if not batch.has_ended:
                 say(f"continuing {batch.id}: {batch.spec['output']}")
                 self._start(batch)
 
     def create(self, body: object, *, trusted: bool) -> Batch:
         """Start a batch, or return the same one that runs.
 
-        :param trusted: whether one of the run's own tasks asks for it.
+        :param trusted: whether one of the run's own tasks asks for it. Only other batches expire: a task has
+            time limits of its own.
 
         Raises :class:`TooManyBatches`, and for a wrong request
-        :class:`~airflow_arcadia.exceptions.BatchInputError` or ``ArcadiaConfigError``.
+        :class:`~airflow_arcadia.exceptions.BatchInputError`, ``ArcadiaConfigError``, ``FormError`` or
+        :class:`~airflow_arcadia.runtime.files.store.FileRefused`.
         """
         request = parse(body, self._model, trusted=trusted)
-        if not trusted:
-            self._check_uris(request.spec)
-        name = _name(request.spec, trusted=trusted)
-        batch = self._batches.get(name)
-        if batch is None or batch.status in ENDED:
+        now = int(time.time())
+        if request.upload is not None:
+            batch = self._of_upload(request, request.upload, now, trusted=trusted)
+        else:
             if not trusted:
-                self._make_room(name)
-            batch = Batch(
-                name,
-                request.endpoint,
-                request.spec.to_dict(),
-                request.metadata,
-                int(time.time()),
-                trusted=trusted,
-            )
-            self._batches.pop(name, None)
-            self._batches[name] = batch
-            self._start(batch)
+                self._check_uris(request.spec)
+            name = _name(request.spec, trusted=trusted)
+            found = self._batches.get(name)
+            if found is not None and not found.has_ended:
+                return found
+            self._make_room(name, trusted=trusted)
+            batch = Batch(name, request.endpoint, request.spec.to_dict(), request.metadata, now)
+        batch.trusted = trusted
+        if request.window is not None and not trusted:
+            batch.window, seconds = request.window
+            batch.expires_at = now + seconds
+        self._batches.pop(batch.id, None)
+        self._batches[batch.id] = batch
+        self._start(batch)
         return batch
+
+    def _of_upload(self, request: BatchRequest, upload: str, now: int, *, trusted: bool) -> Batch:
+        """A new batch with files of its own."""
+        file = self._store.find(upload)
+        if file is None or file.purpose != BATCH:
+            raise BatchInputError(
+                "input_file_id names no file of purpose 'batch'.", what_to_do="Upload the rows to /v1/files."
+            )
+        life = None if request.output_life is None else lifetime(*request.output_life)
+        name = f"batch_{secrets.token_hex(16)}"
+        self._make_room(name, trusted=trusted)
+        if not self._store.has_room():
+            raise FileRefused(
+                413, "There is no room for the batch's output. Delete files that are not needed."
+            )
+        files = FileIds(upload, new_id(), new_id(), life)
+        spec = self._files.spec(name, upload, request.spec)
+        return Batch(name, request.endpoint, spec, request.metadata, now, files=files)
 
     def find(self, name: str, *, trusted: bool) -> Batch | None:
         """The batch of that id, if such a client may see it."""
@@ -185,8 +163,8 @@ class BatchJobs:
 
     def cancel(self, batch: Batch) -> None:
         """Stop after the rows in flight; what is committed is kept."""
-        if batch.status not in ENDED:
-            batch.status = "cancelling"
+        if not batch.has_ended and batch.status != "cancelling":
+            batch.status, batch.cancelling_at = "cancelling", int(time.time())
             self._write(batch)
 
     async def stop(self) -> None:
@@ -195,17 +173,48 @@ class BatchJobs:
         if self._tasks:
             await asyncio.wait(self._tasks.values())
 
+    # -- files of batches that run ---------------------------------------------------------------------
+
+    def uses(self, file_id: str) -> bool:
+        """Whether a batch that runs reads or writes the file of that id."""
+        return any(
+            batch.files is not None
+            and not batch.has_ended
+            and file_id in {batch.files.input, batch.files.output, batch.files.error}
+            for batch in list(self._batches.values())
+        )
+
+    def unfinished_files(self) -> Sequence[StoredFile]:
+        """The files that batches are writing."""
+        return [file for batch in self._batches.values() for file in self._files.unfinished(batch)]
+
+    @contextlib.contextmanager
+    def reading(self, file_id: str) -> Iterator[Iterator[bytes] | None]:
+        """The lines so far of a file that a batch is writing; None when none does. Reading them blocks."""
+        for batch in self._batches.values():
+            if file_id in {file.id for file in self._files.unfinished(batch)}:
+                with self._files.reading(batch, file_id) as lines:
+                    yield lines
+                if batch.has_ended:
+                    asyncio.get_running_loop().run_in_executor(None, self._files.clean, batch)
+                return
+        yield None
+
+    # -- inner workings --------------------------------------------------------------------------------
+
     def _check_uris(self, spec: BatchSpec) -> None:
         self._allowed.check_input(spec.input)
         self._allowed.check_output(spec.output)
 
-    def _make_room(self, name: str) -> None:
+    def _make_room(self, name: str, *, trusted: bool) -> None:
         """Forget the oldest ended batches of clients. Raises :class:`TooManyBatches` where too many run."""
+        if trusted:
+            return
         others = [batch for batch in self._batches.values() if not batch.trusted and batch.id != name]
-        running = [batch for batch in others if batch.status not in ENDED]
+        running = [batch for batch in others if not batch.has_ended]
         if len(running) >= MAX_RUNNING_CLIENT_BATCHES:
             raise TooManyBatches(f"{len(running)} batches run already; wait until one has ended.")
-        ended = [batch for batch in others if batch.status in ENDED]
+        ended = [batch for batch in others if batch.has_ended]
         for batch in ended[: max(0, len(others) - MAX_CLIENT_BATCHES + 1)]:
             del self._batches[batch.id]
             if self._folder is not None:
@@ -218,58 +227,74 @@ class BatchJobs:
         task.add_done_callback(lambda _: self._tasks.pop(batch.id, None))
 
     async def _run(self, batch: Batch) -> None:
-        def note(progress: Progress) -> None:
-            if progress.done > (batch.progress or {}).get("done", 0):
-                self._progress_at = time.monotonic()
-                self._on_rows()
-            batch.progress = progress.to_dict()
-
         try:
-            if not batch.trusted:  # a worker launched again may allow less
+            if not batch.trusted and batch.files is None:  # a worker launched again may allow less
                 self._check_uris(BatchSpec(**batch.spec))
             summary = await run_batch_async(
                 BatchSpec(**batch.spec),
                 [self._endpoint],
                 connect=self._connect,
-                on_progress=note,
+                on_progress=lambda progress: self._note(batch, progress),
                 progress_interval_s=PROGRESS_INTERVAL_S,
-                should_stop=lambda: self._stopping or batch.status == "cancelling",
+                should_stop=lambda: self._stopping or batch.status == "cancelling" or _is_late(batch),
+                on_phase=lambda phase: self._enter(batch, phase),
             )
         except ArcadiaError as error:
             if batch.status == "cancelling":
-                self._end(batch, "cancelled")
-            elif not self._stopping:
+                await self._end(batch, "cancelled")
+            elif self._stopping:
+                return
+            elif _is_late(batch):
+                await self._end(batch, "expired")
+            else:
                 say(f"{batch.id}: {error}")
-                self._end(batch, "failed", _reason(error, trusted=batch.trusted))
+                await self._end(batch, "failed", _reason(error, batch))
         except Exception as error:  # noqa: BLE001 - it must not take the server down; whoever waits is told
             say("".join(traceback.format_exception(error)).rstrip())
-            self._end(batch, "failed", _reason(error, trusted=batch.trusted))
+            await self._end(batch, "failed", _reason(error, batch))
         else:
             batch.summary = summary.to_dict()
-            self._end(batch, "completed")
+            await self._end(batch, "completed")
 
-    def _end(self, batch: Batch, status: str, error: str | None = None) -> None:
+    def _note(self, batch: Batch, progress: Progress) -> None:
+        if progress.done > (batch.progress or {}).get("done", 0):
+            self._progress_at = time.monotonic()
+            self._on_rows()
+        batch.progress = progress.to_dict()
+
+    def _enter(self, batch: Batch, phase: Phase) -> None:
+        now = int(time.time())
+        if phase is Phase.IN_PROGRESS:
+            batch.in_progress_at = batch.in_progress_at or now
+        else:
+            batch.finalizing_at = now
+        if batch.status != "cancelling":
+            batch.status = phase.value
+        self._write(batch)
+
+    async def _end(self, batch: Batch, status: str, error: str | None = None) -> None:
+        if batch.files is not None:
+            try:
+                batch.results = await asyncio.to_thread(self._files.publish, batch, batch.files, status)
+            except Exception as problem:  # noqa: BLE001 - it must not take the server down; the client is told
+                say("".join(traceback.format_exception(problem)).rstrip())
+                status, error = (
+                    "failed",
+                    error or f"Its results could not be stored: {type(problem).__name__}.",
+                )
         batch.status, batch.error, batch.ended_at = status, error, int(time.time())
         say(f"{batch.id} {status}")
         self._write(batch)
+        if batch.files is not None:
+            await asyncio.to_thread(self._files.clean, batch)
 
     def _write(self, batch: Batch) -> None:
-        if self._folder is None:
-            return
-        path = self._folder / f"{batch.id}.json"
-        draft = path.with_suffix(".tmp")
-        # The lease's folder is gone when the worker is being torn down: then nobody will continue it.
-        with contextlib.suppress(FileNotFoundError):
-            draft.write_text(json.dumps(dataclasses.asdict(batch)), encoding="utf-8")
-            draft.replace(path)
+        if self._folder is not None:
+            batch.write(self._folder)
 
 
-def _recorded(folder: Path | None) -> Iterator[Batch]:
-    for path in folder.glob("batch_*.json") if folder else ():
-        try:
-            yield Batch(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            say(f"{path.name} is not the record of a batch and is left alone: {error}")
+def _is_late(batch: Batch) -> bool:
+    return batch.expires_at is not None and time.time() >= batch.expires_at
 
 
 def _name(spec: BatchSpec, *, trusted: bool) -> str:
@@ -277,16 +302,14 @@ def _name(spec: BatchSpec, *, trusted: bool) -> str:
     return f"batch_{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
 
-def _reason(error: Exception, *, trusted: bool) -> str:
+def _reason(error: Exception, batch: Batch) -> str:
     """Why a batch failed; a client is not told what may quote a file or another server's answer."""
-    if trusted:
+    if batch.trusted:
         return str(error) if isinstance(error, ArcadiaError) else f"{type(error).__name__}: {error}"
-    if isinstance(error, ArcadiaError) and not isinstance(error, QuotesInputError):
+    if not isinstance(error, ArcadiaError) or isinstance(error, QuotesInputError):
+        return f"The input or output could not be used ({type(error).__name__}); the worker's log says why."
+    if batch.files is None:
         return str(error)
-    return f"The input or output could not be used ({type(error).__name__}); the worker's log says why."
-
-
-def _errors(error: str | None) -> dict[str, Any] | None:
-    if error is None:
-        return None
-    return {"object": "list", "data": [{"code": "batch_failed", "message": error, "line": None}]}
+    # The client knows its files by their ids, and not where the worker keeps them.
+    told = str(error).replace(batch.spec["input"], batch.files.input)
+    return told.replace(str(Path(batch.spec["output"]).parent), batch.id)

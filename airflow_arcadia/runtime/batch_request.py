@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,12 @@ _CLIENT_OPTIONS = frozenset(
 )
 """Options of a client that is not the run's own task: none that takes the server's memory or disk."""
 _CLIENT_LIMITS = {"max_in_flight": 4096, "max_attempts": 100}
+_NOT_OF_UPLOADS = frozenset({"input_format", "overwrite", "on_change", "retry_failed_only", "keep_segments"})
+"""Options without a meaning where each batch has files of its own, of JSON Lines."""
+_UPLOAD = re.compile(r"file-\w+")
+_WINDOW = re.compile(r"(\d{1,7})([smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST_WINDOW_S = 30 * 86400
 
 
 @dataclass(frozen=True)
@@ -31,11 +38,18 @@ class BatchRequest:
 
     :param endpoint: OpenAI's ``endpoint``: one of the URLs a row may name.
     :param metadata: OpenAI's ``metadata``.
+    :param upload: id of the uploaded file that has the rows: input and output of ``spec`` are then still to
+        be set. None where ``spec`` names URIs.
+    :param window: OpenAI's ``completion_window``, and how many seconds that are; None sets no limit.
+    :param output_life: OpenAI's ``output_expires_after``: its anchor and seconds, not judged here.
     """
 
     spec: BatchSpec
     endpoint: str
     metadata: dict[str, str] | None
+    upload: str | None = None
+    window: tuple[str, int] | None = None
+    output_life: tuple[object, object] | None = None
 
 
 def parse(body: object, model: str, *, trusted: bool) -> BatchRequest:
@@ -52,14 +66,19 @@ def parse(body: object, model: str, *, trusted: bool) -> BatchRequest:
     _check_values(body)
     source = body.get("input_file_id")
     if not isinstance(source, str) or not source:
-        raise _wrong("The request has no input_file_id.", "Set it to the URI of the rows.")
+        raise _wrong("The request has no input_file_id.", "Upload the rows, or set it to their URI.")
+    upload = source if _UPLOAD.fullmatch(source) else None
     metadata = _metadata(body.get("metadata"))
-    output = body.get("output") or (metadata or {}).get("output") or f"{source}.answers.jsonl"
-    if not isinstance(output, str):
-        raise _wrong("output is not text.", "Set it to the URI of the answers.")
     options = _mapping(body.get("options"), "options")
     if not trusted:
         _check_options(options)
+    if upload is None:
+        output = body.get("output") or (metadata or {}).get("output") or f"{source}.answers.jsonl"
+    else:
+        _check_upload(body, options)
+        output = f"{source}.answers"
+    if not isinstance(output, str):
+        raise _wrong("output is not text.", "Set it to the URI of the answers.")
     spec = BatchSpec.parse(
         options,
         input=source,
@@ -69,7 +88,15 @@ def parse(body: object, model: str, *, trusted: bool) -> BatchRequest:
     )
     if not trusted:
         _check_limits(spec)
-    return BatchRequest(spec, _endpoint(body.get("endpoint")), metadata)
+    life = body.get("output_expires_after")
+    return BatchRequest(
+        spec,
+        _endpoint(body.get("endpoint")),
+        metadata,
+        upload,
+        _window(body.get("completion_window")),
+        None if life is None else _anchor_and_seconds(life),
+    )
 
 
 def _endpoint(given: object) -> str:
@@ -78,6 +105,32 @@ def _endpoint(given: object) -> str:
     if given not in _ENDPOINTS:
         raise _wrong("endpoint is not supported.", f"Use one of {', '.join(_ENDPOINTS)}.")
     return str(given)
+
+
+def _window(given: object) -> tuple[str, int] | None:
+    if given is None:
+        return None
+    found = _WINDOW.fullmatch(given) if isinstance(given, str) and given.isascii() else None
+    seconds = int(found[1]) * _SECONDS[found[2]] if found else 0
+    if not 0 < seconds <= _LONGEST_WINDOW_S:
+        raise _wrong("completion_window is not a time of at most 30 days.", "Use for example '24h' or '30m'.")
+    return str(given), seconds
+
+
+def _anchor_and_seconds(given: object) -> tuple[object, object]:
+    pair = _mapping(given, "output_expires_after")
+    return pair.get("anchor"), pair.get("seconds")
+
+
+def _check_upload(body: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Raise :class:`BatchInputError` for what a batch with files of its own cannot have."""
+    if body.get("output") is not None:
+        raise _wrong(
+            "The request has an output and an uploaded input.",
+            "Fetch the answers by output_file_id, or name the input by its URI, too.",
+        )
+    if given := sorted(_NOT_OF_UPLOADS & set(options)):
+        raise _wrong(f"options has {given[0]!r}, and the input is an upload.", "Leave it out.")
 
 
 def _metadata(given: object) -> dict[str, str] | None:

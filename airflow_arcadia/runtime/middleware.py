@@ -23,7 +23,8 @@ from airflow_arcadia.runtime.allowed_uris import AllowedUris
 from airflow_arcadia.runtime.asgi import App, ClientLeft, Message, Receive, Scope, Send, refuse, respond
 from airflow_arcadia.runtime.asgi_client import AsgiClient
 from airflow_arcadia.runtime.batch_jobs import BatchJobs
-from airflow_arcadia.runtime.batch_routes import BatchAccess, BatchRoutes, is_batch_path
+from airflow_arcadia.runtime.batch_routes import BatchRoutes, is_batch_path
+from airflow_arcadia.runtime.client_access import ClientAccess
 from airflow_arcadia.runtime.cpu_budget import give_way
 from airflow_arcadia.runtime.endpoint_caller import EndpointCaller
 from airflow_arcadia.runtime.engine_monitor import EngineMonitor, Limits
@@ -32,11 +33,14 @@ from airflow_arcadia.runtime.fastchat.conversation import describe
 from airflow_arcadia.runtime.fastchat.gateway_server import GatewayServer
 from airflow_arcadia.runtime.fastchat.registration import Registration
 from airflow_arcadia.runtime.fastchat.routes import STATUS_PATH, FastChatRoutes
+from airflow_arcadia.runtime.files.routes import FileRoutes, is_file_path
+from airflow_arcadia.runtime.files.store import FileStore
+from airflow_arcadia.runtime.files.store import Limits as FileLimits
 from airflow_arcadia.runtime.first_generation import first_generation, wait_for_first_generation
 from airflow_arcadia.runtime.in_process_client import InProcessClient
 from airflow_arcadia.runtime.lease_extension import LeaseExtension
 from airflow_arcadia.runtime.log import say
-from airflow_arcadia.runtime.request_limits import RequestRefused, check_length, limited
+from airflow_arcadia.runtime.request_limits import MAX_BODY_BYTES, RequestRefused, check_length, limited
 from airflow_arcadia.runtime.safe_redirects import refuse_redirects_to_other_hosts
 from airflow_arcadia.runtime.server_reports import ask_to_end, report_registered
 from airflow_arcadia.runtime.vllm_patches import header_timeout
@@ -45,6 +49,7 @@ from airflow_arcadia.worker import PlacedWorker, WorkerStatus
 
 HEALTH_PATH = "/health"
 _POLL_S = 0.1
+_EXPIRY_POLL_S = 60.0
 _NO_KEY = "A valid API key is needed: send it as Authorization: Bearer."
 _DRAINING = "This worker is draining and takes no new requests."
 _POLICY_VIOLATION, _TRY_AGAIN_LATER = 1008, 1013
@@ -76,22 +81,26 @@ class ArcadiaMiddleware:
         self._fastchat = FastChatRoutes(
             self._client, self._spec.served_model_name, self._worker_status, self._describe
         )
+        limits = FileLimits(self._spec.max_file_bytes, self._spec.max_files_bytes, self._spec.file_lifetime)
+        self._files = FileStore(folder / "files" if folder is not None else None, limits)
         self._batches = BatchJobs(
             Endpoint(self._spec.url),
             self._spec.served_model_name,
             folder,
             connect=lambda _: InProcessClient(self._rows, self._client),
             allowed=AllowedUris(self._spec.allowed_uris),
+            store=self._files,
             on_rows=LeaseExtension(self._spec.lease_file).renew_when_due,
         )
         token = read_secret(self._spec.batch_token_file, "batch token")
-        access = BatchAccess(
+        access = ClientAccess(
             Secret(token) if token is not None else None,
             keyed=self._key is not None,
             host=self._spec.host,
             url=self._spec.url,
         )
         self._batch_routes = BatchRoutes(self._batches, access)
+        self._file_routes = FileRoutes(self._files, self._batches, access)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry point."""
@@ -115,9 +124,10 @@ class ArcadiaMiddleware:
             started = True
             await send(message)
 
+        longest = self._file_routes.longest_body if is_file_path(scope["path"]) else MAX_BODY_BYTES
         try:
-            check_length(scope)
-            await answer(scope, limited(receive), watched)
+            check_length(scope, longest)
+            await answer(scope, limited(receive, longest), watched)
         except RequestRefused as error:
             if not started:
                 await self._refuse(scope, send, error.status, str(error))
@@ -161,6 +171,8 @@ class ArcadiaMiddleware:
         path = scope["path"]
         if is_batch_path(path):
             await self._batch_routes.handle(scope, receive, send)
+        elif is_file_path(path):
+            await self._file_routes.handle(scope, receive, send)
         elif path == bundles.PATH:
             await bundle_route.handle(self._rows, scope, receive, send)
         elif path in self._fastchat:
@@ -292,6 +304,7 @@ class ArcadiaMiddleware:
             )
         self._become_ready()
         self._batches.resume()
+        self._start(self._remove_expired_files())
         monitor = EngineMonitor(
             self._client,
             self,
@@ -302,6 +315,11 @@ class ArcadiaMiddleware:
             on_end=self._ask_to_end,
         )
         await monitor.run()
+
+    async def _remove_expired_files(self) -> None:
+        while True:
+            await asyncio.to_thread(self._files.remove_expired)
+            await asyncio.sleep(_EXPIRY_POLL_S)
 
     def _note(self, problem: str) -> None:
         self._cause = problem

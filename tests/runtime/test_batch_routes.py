@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from airflow_arcadia.batch import BatchSpec, Endpoint
-from airflow_arcadia.batch.batch_api import TOKEN_HEADER, BatchRefusedError, RemoteBatches
+from airflow_arcadia.batch.batch_api import TOKEN_HEADER, BatchRefusedError, RemoteBatches, Running, judge
 from airflow_arcadia.batch.openai_format import CHAT
 from tests.batch.reading import answers
 from tests.runtime.serving import worker
@@ -54,7 +54,7 @@ def spec(source: Path, **options: Any) -> BatchSpec:
 
 async def until_ended(batches: RemoteBatches, name: str) -> dict[str, Any]:
     async with asyncio.timeout(20):
-        while (batch := await batches.get(name))["status"] in {"in_progress", "cancelling"}:  # noqa: ASYNC110
+        while isinstance(judge(batch := await batches.get(name)), Running):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     return batch
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import os
 import random
@@ -32,6 +33,26 @@ PATHS = (
     *("/v1/batches/%2e%2e", "/v1/batches//", BUNDLE, "/worker_generate", "/worker_generate_stream"),
     *("/worker_get_status", "/count_token", "/model_details", "/worker_get_embeddings"),
     *("/v1/batches?limit=-1", "/v1/batches?after=x", "/v1/batches?limit=9999999999"),
+    *(
+        "/v1/files",
+        "/v1/files",
+        "/v1/files",
+        "/v1/files/",
+        "/v1/files/x",
+        "/v1/files/x/content",
+        "/v1/files//",
+    ),
+    *("/v1/files/%2e%2e/content", "/v1/files?limit=x&order=y&after=z&purpose=", "/v1/files?purpose=%00"),
+)
+FORM = "multipart/form-data; boundary=edge"
+FORM_TYPES = (
+    FORM,
+    FORM,
+    FORM,
+    f"{FORM}x",
+    "multipart/form-data",
+    "multipart/form-data; boundary=",
+    "text/plain",
 )
 ODD: tuple[Any, ...] = (
     *(None, True, 0, -1, 1.5, 1e308, 10**30, "", "x", "\ud800", "\x00", "a\nb", "../../etc/passwd", "é" * 9),
@@ -65,7 +86,7 @@ def odd_body(chance: random.Random, valid: dict[str, Any]) -> bytes:
             if isinstance(target[key], dict) and chance.random() < 0.6:
                 target = target[key]
                 continue
-            target[chance.choice([key, "new"])] = chance.choice(ODD)
+            target[chance.choice([key, "new"])] = copy.deepcopy(chance.choice(ODD))
             break
     data = json.dumps(body).encode()
     if chance.random() < 0.1:
@@ -74,6 +95,28 @@ def odd_body(chance: random.Random, valid: dict[str, Any]) -> bytes:
         data = bytes(chance.randrange(256) for _ in range(200))
     if chance.random() < 0.03:
         data = b"[" * chance.choice([10, 1000, 50_000])
+    return data
+
+
+def odd_form(chance: random.Random) -> bytes:
+    """An upload with some of its fields wrong, doubled or missing; sometimes cut or garbled."""
+    fields = [("purpose", "batch"), ("file", '{"prompt": "a"}\n')]
+    for _ in range(chance.randrange(3)):
+        name = chance.choice(["purpose", "file", "expires_after[seconds]", "expires_after[anchor]", "é", ""])
+        value = chance.choice(["batch", "", "created_at", "3600", "-1", "x" * 5000, "a\r\n--edge", "\x00"])
+        fields.insert(chance.randrange(len(fields) + 1), (name, value))
+    named = ['; filename="a"', "; filename=", '; filename="../../b"', "", "; filename*=UTF-8''%ff", '; x="']
+    parts = [
+        f'--edge\r\nContent-Disposition: form-data; name="{name}"'
+        f"{chance.choice(named) if name == 'file' else ''}\r\n\r\n{value}\r\n"
+        for name, value in fields
+    ]
+    data = "".join([*parts, "--edge--\r\n"]).encode()
+    if chance.random() < 0.2:
+        data = data[: chance.randrange(len(data))]
+    if chance.random() < 0.1:
+        where = chance.randrange(len(data) + 1)
+        data = data[:where] + bytes(chance.randrange(256) for _ in range(20)) + data[where:]
     return data
 
 
@@ -117,8 +160,10 @@ async def send(url: str, body: Callable[[random.Random], bytes], seed: int) -> l
     async def one(session: aiohttp.ClientSession) -> int:
         async with room:
             headers = {"Content-Type": "application/json"} | chance.choice(HEADERS)
-            path, method = chance.choice(PATHS), chance.choice(METHODS)
-            async with session.request(method, url + path, data=body(chance), headers=headers) as response:
+            path, method, data = chance.choice(PATHS), chance.choice(METHODS), body(chance)
+            if path.startswith("/v1/files") and chance.random() < 0.7:
+                data, headers["Content-Type"] = odd_form(chance), chance.choice(FORM_TYPES)
+            async with session.request(method, url + path, data=data, headers=headers) as response:
                 await response.read()
                 is_open = path == "/worker_get_status" and response.status == 200
                 return OPEN if is_open else response.status
