@@ -123,7 +123,7 @@ class BatchJobs:
             found = self._batches.get(name)
             if found is not None and not found.has_ended:
                 return found
-            self._make_room(name, trusted=trusted)
+            self._forget_oldest(name, trusted=trusted)
             batch = Batch(name, request.endpoint, request.spec.to_dict(), request.metadata, now)
         batch.trusted = trusted
         if request.window is not None and not trusted:
@@ -143,10 +143,10 @@ class BatchJobs:
             )
         life = None if request.output_life is None else lifetime(*request.output_life)
         name = f"batch_{secrets.token_hex(16)}"
-        self._make_room(name, trusted=trusted)
-        if not self._store.has_room():
+        self._forget_oldest(name, trusted=trusted)
+        if not self._store.has_space():
             raise FileRefused(
-                413, "There is no room for the batch's output. Delete files that are not needed."
+                413, "There is no space for the batch's output. Delete files that are not needed."
             )
         files = FileIds(upload, new_id(), new_id(), life)
         spec = self._files.spec(name, upload, request.spec)
@@ -206,7 +206,7 @@ class BatchJobs:
         self._allowed.check_input(spec.input)
         self._allowed.check_output(spec.output)
 
-    def _make_room(self, name: str, *, trusted: bool) -> None:
+    def _forget_oldest(self, name: str, *, trusted: bool) -> None:
         """Forget the oldest ended batches of clients. Raises :class:`TooManyBatches` where too many run."""
         if trusted:
             return

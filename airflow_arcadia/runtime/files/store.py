@@ -130,7 +130,7 @@ class FileStore:
         """The directory in which a batch writes while it runs."""
         return self._directory() / batch_id
 
-    def has_room(self, more: int = 0) -> bool:
+    def has_space(self, more: int = 0) -> bool:
         """Whether so many bytes more, and one file more, may be stored."""
         with self._lock:
             few = len(self._files) + len(self._drafts) < MAX_FILES
@@ -139,9 +139,9 @@ class FileStore:
     # -- what changes ----------------------------------------------------------------------------------
 
     def begin(self) -> Draft:
-        """A new file, to be written piece by piece. Raises :class:`FileRefused` where there is no room."""
+        """A new file, to be written piece by piece. Raises :class:`FileRefused` where there is no space."""
         self.remove_expired()
-        if not self.has_room():
+        if not self.has_space():
             raise self._full()
         return Draft(self, self._directory() / f"{_DRAFT}{secrets.token_hex(8)}")
 

@@ -23,7 +23,7 @@ async def receive_file(store: FileStore, scope: Scope, receive: Receive) -> Stor
     """Store the file of a request.
 
     Raises :class:`FormError` for a form that is not right, :class:`~.store.FileRefused` where there is no
-    room, and :class:`~airflow_arcadia.runtime.asgi.ClientLeft`.
+    space, and :class:`~airflow_arcadia.runtime.asgi.ClientLeft`.
     """
     form = UploadForm(header(scope, b"content-type"))
     draft = await asyncio.to_thread(store.begin)

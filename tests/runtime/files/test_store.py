@@ -111,7 +111,7 @@ def test_what_running_batches_write_counts(tmp_path: Path, clock: Clock, files: 
     folder = files.work_folder("batch_1")
     folder.mkdir()
     (folder / "seg").write_bytes(b"x" * 240)
-    assert not files.has_room(20)
+    assert not files.has_space(20)
     with pytest.raises(FileRefused):
         put(files, b"x" * 20)
 
