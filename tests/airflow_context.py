@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,9 +27,17 @@ class DictStore(dict[str, Any]):
 
 
 def make_context(
-    run_id: str = RUN_ID, dag_id: str = "dag", try_number: int = 1, **states: str
+    run_id: str = RUN_ID,
+    dag_id: str = "dag",
+    try_number: int = 1,
+    conf: Mapping[str, Any] | None = None,
+    **states: str,
 ) -> dict[str, Any]:
-    """What ``execute`` gets; ``states`` are those of the run's tasks by task id."""
+    """What ``execute`` gets.
+
+    :param conf: the run's configuration.
+    :param states: of the run's tasks, by task id.
+    """
 
     def get_task_states(*, dag_id: str, run_ids: list[str], task_ids: list[str]) -> dict[str, dict[str, str]]:
         return {run: {task: state for task, state in states.items() if task in task_ids} for run in run_ids}
@@ -42,7 +51,8 @@ def make_context(
         get_task_states=get_task_states,
     )
     dag = SimpleNamespace(dag_id=dag_id)
-    return {"ti": ti, "run_id": run_id, "dag": dag, "task_state_store": DictStore()}
+    run = SimpleNamespace(conf=dict(conf or {}))
+    return {"ti": ti, "run_id": run_id, "dag": dag, "dag_run": run, "task_state_store": DictStore()}
 
 
 def set_connection(monkeypatch: pytest.MonkeyPatch, password: str | None = None, **extra: Any) -> None:

@@ -12,6 +12,8 @@ from airflow_arcadia.batch.output.segments import Counts
 
 WINDOW_S = 30.0
 """Rates are over this many seconds: long enough to be steady, short enough to show a change."""
+MOST_POINTS = 60
+"""Points that a :class:`History` keeps."""
 
 
 class Phase(str, enum.Enum):
@@ -55,6 +57,27 @@ class Progress:
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe form."""
         return dataclasses.asdict(self)
+
+
+class History:
+    """Progress over time in at most :data:`MOST_POINTS` points, thinned evenly as it gets longer.
+
+    :ivar points: lists of seconds since the epoch, rows done, rows per second, tokens per second.
+    """
+
+    def __init__(self) -> None:
+        self.points: list[list[float]] = []
+        self._step = 0.0
+
+    def add(self, at: float, progress: Progress) -> None:
+        """Note the progress as of ``at``, unless that is too soon after the last point."""
+        if self.points and at - self.points[-1][0] < self._step:
+            return
+        rates = round(progress.rows_per_s, 2), round(progress.tokens_per_s, 1)
+        self.points.append([round(at, 1), progress.done, *rates])
+        if len(self.points) > MOST_POINTS:
+            self.points = self.points[::2]
+            self._step = 2 * (self.points[-1][0] - self.points[0][0]) / MOST_POINTS
 
 
 class Meter:

@@ -210,6 +210,7 @@ class BatchSummary:
     :param gpu_seconds: the GPUs' time, where the spec says how many there are, else 0.
     :param tokens_per_gpu_second: prompt and generated tokens per second of a GPU, else 0.
     :param fingerprint: what identifies input, model and parameters.
+    :param completion_id: random; another one once the failed rows were sent again, or all rows were.
     """
 
     rows: int
@@ -227,6 +228,7 @@ class BatchSummary:
     gpu_seconds: float = 0.0
     tokens_per_gpu_second: float = 0.0
     fingerprint: str = ""
+    completion_id: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe form; ``BatchSummary(**raw)`` is its inverse."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +24,13 @@ from airflow_arcadia.batch import (
 )
 from airflow_arcadia.batch.batch_api import RemoteBatches
 from airflow_arcadia.batch.output.samples import failed_rows
+from airflow_arcadia.batch.progress import History
 from airflow_arcadia.batch.spec import BatchOptions
 from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError, BatchError
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, fail_without_retry
 from airflow_arcadia.launchers.monitor import WorkerWatch, gone_error
 from airflow_arcadia.launchers.renewal import LeaseKeeper
+from airflow_arcadia.operators import _failed_rows
 from airflow_arcadia.operators._requirements import require_handle
 from airflow_arcadia.triggers.batch import ArcadiaBatchInferenceTrigger
 from airflow_arcadia.triggers.timeouts import deferral_timeout
@@ -114,6 +117,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         self.batch_timeout = intervals.batch_timeout
         self.arcadia_conn_id = arcadia_conn_id
         self._stop = threading.Event()
+        self._history = History()
         if not is_rendered_later(run_in):
             _check_run_in(run_in)
         BatchSpec.check_literals(options)
@@ -122,7 +126,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         """Run the batch, and return its summary."""
         with fail_without_retry():
             handles = self._handles()
-            spec = build_spec(self.input, self.output_uri, handles, self.parameters, self.options)
+            spec = self._spec(context)
             _check_run_in(self.run_in)
             if self.run_in == "worker":
                 if (done := self._finished(spec)) is not None:
@@ -137,7 +141,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
             return super().resume_execution(next_method, next_kwargs, context)
         except AirflowException as error:
             # Also what execute_complete raises, which has looked at the output already.
-            if hasattr(self, next_method) or (done := self._finished(self._spec())) is None:
+            if hasattr(self, next_method) or (done := self._finished(self._spec(context))) is None:
                 raise
             self.log.info("The batch is finished, though nobody waited for it any more: %s", error)
             return self._done(done)
@@ -146,7 +150,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         """Return the summary from the trigger's event. Raises when the batch ended before it was done."""
         if event["failed"]:
             # A worker that ended after its last row cannot say so any more, but its output does.
-            if (done := self._finished(self._spec())) is not None:
+            if (done := self._finished(self._spec(context))) is not None:
                 self.log.info("The batch is finished; its worker is not there any more: %s", event["failed"])
                 return self._done(done)
             kind = AirflowException if event["retryable"] else AirflowFailException
@@ -179,13 +183,25 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
                     raise renewal.error from error
                 raise
 
-    def _spec(self) -> BatchSpec:
-        with fail_without_retry():
-            return build_spec(self.input, self.output_uri, self._handles(), self.parameters, self.options)
-
     def _handles(self) -> list[WorkerHandle]:
         raw = [self.worker] if isinstance(self.worker, Mapping) or not self.worker else list(self.worker)
         return [require_handle(item) for item in raw]
+
+    def _spec(self, context: Context) -> BatchSpec:
+        """The batch; one whose failed rows a person asked for once more sends these alone."""
+        with fail_without_retry():
+            spec = build_spec(self.input, self.output_uri, self._handles(), self.parameters, self.options)
+        ti, run = context["ti"], context["dag_run"]
+        index = -1 if ti.map_index is None else ti.map_index
+        request = _failed_rows.requested(run.conf, _failed_rows.task_name(ti.task_id, index))
+        if request is None:
+            return spec
+        finished = self._finished(replace(spec, overwrite=False, retry_failed_only=False))
+        if not _failed_rows.is_due(request, finished.completion_id if finished else None):
+            return spec
+        self.log.info("The failed rows are answered again, as was asked for; all other answers are kept.")
+        # overwrite would answer all rows again
+        return replace(spec, overwrite=False, retry_failed_only=True)
 
     def _finished(self, spec: BatchSpec) -> BatchSummary | None:
         """The summary of a finished batch, as far as this task can read its output."""
@@ -256,14 +272,17 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
 
     def _report(self, progress: Progress, context: Context) -> None:
         self.log.info("%s", progress)
-        _keep(context, PROGRESS_KEY, progress.to_dict())
+        self._history.add(time.time(), progress)
+        _keep(context, PROGRESS_KEY, {**progress.to_dict(), "history": self._history.points})
 
 
 def _keep(context: Context, key: str, value: Any) -> None:
-    """Put a value into the task state store, to be seen in the UI; Airflow before 3.3 has none."""
-    store = context.get("task_state_store")
+    """Keep a value beside the task for the UI: in its task state store, or before Airflow 3.3 as an XCom."""
+    store: Any = context.get("task_state_store")
     if store is not None:
         store.set(key, value)
+    else:
+        context["ti"].xcom_push(key=key, value=value)
 
 
 class ArcadiaCheckBatchInputOperator(BaseOperator):

@@ -22,6 +22,7 @@ from airflow_arcadia.batch.openai_format import is_answered
 from airflow_arcadia.exceptions import ArcadiaConfigError, BatchError, LeaseError
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.lease_store import LeaseStore
+from airflow_arcadia.operators._failed_rows import with_request
 from airflow_arcadia.operators.batch import (
     PROGRESS_KEY,
     ArcadiaBatchInferenceOperator,
@@ -257,6 +258,28 @@ async def test_a_retry_of_a_finished_batch_sends_nothing(worker: dict, tmp_path:
     assert engine.seen["a"] == 1
 
 
+async def test_failed_rows_that_a_person_asks_for_are_answered_again_once(
+    worker: dict, tmp_path: Path, engine: FakeEngine
+):
+    (tmp_path / "in.jsonl").write_text("".join(f'{{"prompt": "row {i}"}}\n' for i in range(8)))
+    engine.failing = {"row 3": [400], "row 5": [400]}
+    first, _ = await answer(worker, tmp_path)
+    assert (first["ok"], first["failed"]) == (6, 2)
+    before = (tmp_path / "out.jsonl").read_bytes().splitlines()
+    engine.seen.clear()
+    asked = make_context(conf=with_request({}, "task", first["completion_id"]))
+    operator = batch(worker, tmp_path, options={"overwrite": True})
+    second = await asyncio.to_thread(operator.execute, asked)
+    assert engine.seen == {"row 3": 1, "row 5": 1}
+    assert (second["ok"], second["failed"]) == (8, 0)
+    after = (tmp_path / "out.jsonl").read_bytes().splitlines()
+    assert [i for i in range(8) if before[i] != after[i]] == [3, 5]
+    assert len(after) == 8
+    engine.seen.clear()
+    again = await asyncio.to_thread(batch(worker, tmp_path).execute, asked)
+    assert (again, engine.seen) == (second, {})
+
+
 async def test_a_finished_batch_of_a_worker_that_is_gone_is_green(
     worker: dict, tmp_path: Path, engine: FakeEngine
 ):
@@ -388,10 +411,13 @@ async def test_failed_rows_are_warned_of_by_code_with_their_file_and_the_first_o
         assert any(said in line for line in warned)
 
 
-def test_on_airflow_before_3_3_there_is_no_task_state_store_and_the_batch_goes_on():
+def test_on_airflow_before_3_3_what_is_kept_beside_the_task_is_an_xcom():
     context = make_context()
     del context["task_state_store"]
+    pushed: dict[str, Any] = {}
+    context["ti"].xcom_push = lambda key, value: pushed.update({key: value})
     _keep(context, "key", 1)
+    assert pushed == {"key": 1}
     context = make_context()
     _keep(context, "key", 1)
     assert context["task_state_store"] == {"key": 1}

@@ -80,6 +80,7 @@ def summarise(place: Place, job: Job, spec: BatchSpec, resumed: int) -> BatchSum
         gpu_seconds=round(gpu_seconds, 3),
         tokens_per_gpu_second=round(tokens / gpu_seconds, 1) if gpu_seconds else 0.0,
         fingerprint=job.manifest.identity.fingerprint,
+        completion_id=job.manifest.epoch,
     )
 
 

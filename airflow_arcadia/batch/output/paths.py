@@ -43,7 +43,9 @@ class Place:
             job = raw["job"]
             manifest = Manifest(**{**job, "identity": Identity(**job["identity"])})
             known = {field.name for field in fields(BatchSummary)}
-            return BatchSummary(**{key: value for key, value in raw.items() if key in known}), manifest
+            # A summary of an earlier version has no id of its own.
+            told = {"completion_id": manifest.epoch} | {k: v for k, v in raw.items() if k in known}
+            return BatchSummary(**told), manifest
         except (FileNotFoundError, NotADirectoryError, KeyError, TypeError, ValueError):
             return None
 

@@ -16,13 +16,16 @@ _LONGEST_TEXT = 4000
 _LONGEST_LINE = 300
 
 
-def of_output(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The first answers and the errors by code; ``note`` says why there are none.
+def of_output(summary: Mapping[str, Any], input_uri: str | None = None) -> dict[str, Any]:
+    """The first answers beside their prompts, and the errors by code; ``note`` says why there are none.
 
     :param summary: what the batch task returned.
+    :param input_uri: the rows, for the prompts of the first answers; prompts are shown of plain JSON Lines.
     """
+    prompts = _first_prompts(input_uri)
     try:
-        answers = [_answer(line) for line in _first_lines(str(summary["output"]))[:FIRST]]
+        lines = _first_lines(str(summary["output"]))[:FIRST]
+        answers = [_answer(line) | {"prompt": prompts.get(row)} for row, line in enumerate(lines)]
         errors = _first_lines(str(summary["errors"])) if summary.get("errors") else []
     except Exception as error:  # noqa: BLE001 - storage that Airflow's API server cannot read is no fault
         return {"answers": [], "errors": [], "note": f"The output cannot be read from here: {error}"}
@@ -49,6 +52,27 @@ def _first_lines(uri: str) -> list[dict[str, Any]]:
     with fsspec.open(uri, "rb") as file:
         *lines, rest = file.read(_READ_BYTES).split(b"\n")
     return [json.loads(line) for line in (lines or [rest]) if line]
+
+
+def _first_prompts(uri: str | None) -> dict[int, str]:
+    """Row number → prompt of the first rows; empty where they cannot be read as they stand."""
+    if not uri:
+        return {}
+    try:
+        rows = _first_lines(uri)[:FIRST]
+    except Exception:  # noqa: BLE001 - answers are shown without their prompts
+        return {}
+    return {number: text for number, row in enumerate(rows) if (text := _prompt(row))}
+
+
+def _prompt(row: Mapping[str, Any]) -> str | None:
+    given = row.get("body")
+    body: Mapping[str, Any] = given if isinstance(given, Mapping) else row
+    last = next(iter(reversed(body.get("messages") or ())), None)
+    found = last.get("content") if isinstance(last, Mapping) else body.get("prompt", body.get("input"))
+    if found is None:
+        return None
+    return (found if isinstance(found, str) else json.dumps(found))[:_LONGEST_TEXT]
 
 
 def _answer(line: Mapping[str, Any]) -> dict[str, Any]:

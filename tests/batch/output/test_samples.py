@@ -38,6 +38,25 @@ def test_the_first_three_answers_and_the_errors_by_code_are_shown(tmp_path: Path
     assert shown["note"] is None
 
 
+def test_prompts_stand_beside_the_first_answers(tmp_path: Path):
+    output = write(tmp_path / "o.jsonl", [chat(name, name.upper()) for name in "abc"])
+    rows = [
+        {"prompt": "one"},
+        {"messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "two"}]},
+        {"custom_id": "c", "url": "/v1/embeddings", "body": {"input": ["three", "four"]}},
+    ]
+    shown = samples.of_output({"output": output}, write(tmp_path / "in.jsonl", rows))
+    assert [one["prompt"] for one in shown["answers"]] == ["one", "two", '["three", "four"]']
+
+
+def test_answers_are_shown_without_prompts_where_the_input_is_not_plain_json_lines(tmp_path: Path):
+    output = write(tmp_path / "o.jsonl", [chat("a", "A")])
+    (tmp_path / "in.csv").write_text("prompt\none\n")
+    for uri in (None, "/nope", str(tmp_path / "in.csv")):
+        shown = samples.of_output({"output": output}, uri)
+        assert [(one["prompt"], one["text"]) for one in shown["answers"]] == [(None, "A")]
+
+
 def test_a_failed_row_shows_its_message(tmp_path: Path):
     shown = samples.of_output({"output": write(tmp_path / "o.jsonl", [FAILED, TIMED_OUT])})
     assert [one["error"] for one in shown["answers"]] == ["long", "too slow"]
