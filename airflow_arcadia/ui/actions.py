@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
 
 from airflow_arcadia.batch import Endpoint
 from airflow_arcadia.batch.batch_api import RemoteBatches
 from airflow_arcadia.exceptions import ArcadiaConfigError, TeardownError, UnreadableLeaseError
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
 from airflow_arcadia.lease import Identity
+from airflow_arcadia.operators._failed_rows import task_name, with_request
 from airflow_arcadia.reap import connection_ids, lines_of, reap_connection, run_state
-from airflow_arcadia.ui import database
+from airflow_arcadia.ui import database, view
+from airflow_arcadia.ui.retry import tasks_to_clear
+from airflow_arcadia.ui.snapshot import connection_of
 from airflow_arcadia.worker import WorkerHandle
 
 GRACE_S = 15.0
@@ -73,14 +75,42 @@ def cancel_batch(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
             "This batch does not run in a worker now.",
             what_to_do="Mark its task as failed: it stops at the next committed row.",
         )
-    for run_task in database.run_tasks([(dag_id, run_id)]):
-        handle = run_task.value
-        # A run may have several groups: only the batch's own has its worker.
-        own = task_id.startswith(run_task.task_id.removesuffix(run_task.step))
-        if own and run_task.operator == database.LAUNCH_OPERATOR and isinstance(handle, Mapping):
-            asyncio.run(_cancel(WorkerHandle.from_dict(handle), str(batch_id)))
-            return f"{batch_id} stops at the next committed row; what it committed is kept."
+    handle = view.worker_of(task, database.run_tasks([(dag_id, run_id)]))
+    if handle is not None:
+        asyncio.run(_cancel(WorkerHandle.from_dict(handle), str(batch_id)))
+        return f"{batch_id} stops at the next committed row; what it committed is kept."
     raise ArcadiaConfigError("The batch's worker is not known.", what_to_do="Mark its task as failed.")
+
+
+def retry_failed_rows(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
+    """Answer the failed rows of a batch again, in the same run; all other answers are kept.
+
+    The run's configuration then says which rows are meant. The batch, what depends on it and, where it was
+    torn down, its worker run again. Raises :class:`ArcadiaConfigError` where there is nothing to retry.
+    """
+    task = database.batch_task(dag_id, run_id, task_id, map_index)
+    shown = view.batch(task, time.time()) if task else {}
+    failed = (shown.get("progress") or {}).get("failed") or 0
+    if task is None or task.state not in view.ENDED_STATES or not failed:
+        raise ArcadiaConfigError(
+            "This batch has no failed rows that could be answered again now.",
+            what_to_do="Look again when it has ended; clear its task to run all of it once more.",
+        )
+    completion_id = (shown["summary"] or {}).get("completion_id") or ""
+    if shown["summary"] and not completion_id:
+        raise ArcadiaConfigError(
+            "This batch was answered by an earlier version, which did not note what identifies it.",
+            what_to_do="Set options={'retry_failed_only': True} and clear its task.",
+        )
+    name = task_name(task_id, map_index)
+    cleared = database.clear_for_retry(
+        dag_id,
+        run_id,
+        map_index,
+        lambda graph, states: tasks_to_clear(graph, task_id, states),
+        lambda conf: with_request(conf, name, completion_id),
+    )
+    return f"{failed} failed rows are answered again: {len(cleared)} tasks of the run were cleared for it."
 
 
 async def _cancel(handle: WorkerHandle, batch_id: str) -> None:
@@ -91,11 +121,10 @@ async def _cancel(handle: WorkerHandle, batch_id: str) -> None:
 
 
 def _connection_of(handle: WorkerHandle) -> str:
-    """The connection whose leases have the worker's."""
-    for conn_id in connection_ids():
-        if ArcadiaHook(conn_id).leases.read(handle.lease) is not None:
-            return conn_id
-    raise ArcadiaConfigError("The worker has ended.", what_to_do="Look at the task's log.")
+    conn_id = connection_of(handle.lease)
+    if conn_id is None:
+        raise ArcadiaConfigError("The worker has ended.", what_to_do="Look at the task's log.")
+    return conn_id
 
 
 def _require_connection(conn_id: str) -> None:

@@ -110,8 +110,7 @@ def _reads(snapshots: Snapshots) -> APIRouter:
     async def overview(user: GetUserDep) -> dict[str, Any]:
         """Clusters, workers and batches that the user may see."""
         whole = await run_in_threadpool(snapshots.take)
-        allowed = await run_in_threadpool(lambda: get_auth_manager().get_authorized_dag_ids(user=user))
-        return visible(whole, allowed)
+        return await run_in_threadpool(visible_to, user, whole)
 
     @app.get("/api/batch")
     def batch(
@@ -123,11 +122,13 @@ def _reads(snapshots: Snapshots) -> APIRouter:
     ) -> dict[str, Any]:
         """One batch: how far it is and what it did, with its timeline."""
         require("GET", user, dag_id, DagAccessEntity.TASK_INSTANCE)
-        task = database.batch_task(dag_id, run_id, task_id, map_index)
-        if task is None:
+        try:
+            shown = snapshots.batch(dag_id, run_id, task_id, map_index)
+        except TimeoutError as error:
+            raise HTTPException(503, f"Airflow's database: {error}") from error
+        if shown is None:
             raise HTTPException(404, "There is no such batch task.")
-        run = database.run_tasks([(dag_id, run_id)])
-        return view.batch(task, snapshots.now()) | {"timeline": view.timeline(task, run)}
+        return shown | {"may_change": may("PUT", user, dag_id, DagAccessEntity.TASK_INSTANCE)}
 
     @app.get("/api/batch/samples")
     def batch_samples(
@@ -142,7 +143,11 @@ def _reads(snapshots: Snapshots) -> APIRouter:
         task = database.batch_task(dag_id, run_id, task_id, map_index)
         if task is None or not isinstance(task.value, dict):
             return {"answers": [], "errors": [], "note": "Answers are shown once the batch is finished."}
-        return samples.of_output(task.value)
+        fields = database.rendered(dag_id, run_id, task_id, map_index)
+        key = ("samples", dag_id, run_id, task_id, map_index, task.value.get("completion_id"))
+        name, value = " ".join(map(str, key)), task.value
+        reading = snapshots.sources.read({name: lambda: samples.of_output(value, fields.get("input"))})[name]
+        return reading.value or {"answers": [], "errors": [], "note": reading.error}
 
     return app
 
@@ -171,11 +176,19 @@ def _changes(snapshots: Snapshots) -> APIRouter:
     @app.post("/cancel-batch")
     async def cancel_batch(user: GetUserDep, asked: Batch) -> dict[str, Any]:
         """Stop the batch; what it has committed is kept."""
+        return await _on_batch(user, asked, "arcadia_cancel_batch", actions.cancel_batch)
+
+    @app.post("/retry-failed-rows")
+    async def retry_failed_rows(user: GetUserDep, asked: Batch) -> dict[str, Any]:
+        """Answer the batch's failed rows again; all other answers are kept."""
+        return await _on_batch(user, asked, "arcadia_retry_failed_rows", actions.retry_failed_rows)
+
+    async def _on_batch(user: Any, asked: Batch, event: str, act: Any) -> dict[str, Any]:
         require("PUT", user, asked.dag_id, DagAccessEntity.TASK_INSTANCE)
         extra = {"note": asked.note, "task_id": asked.task_id, "map_index": asked.map_index}
-        database.write_audit_log("arcadia_cancel_batch", user.get_name(), extra, asked.dag_id, asked.run_id)
+        database.write_audit_log(event, user.get_name(), extra, asked.dag_id, asked.run_id)
         key = (asked.dag_id, asked.run_id, asked.task_id, asked.map_index)
-        return await _done(lambda: actions.cancel_batch(*key))
+        return await _done(lambda: act(*key))
 
     async def _on_lease(user: Any, asked: Lease, event: str, act: Any) -> dict[str, Any]:
         identity = await run_in_threadpool(lambda: actions.identity_of(asked.connection, asked.lease))
@@ -198,18 +211,24 @@ def _changes(snapshots: Snapshots) -> APIRouter:
     return app
 
 
-def visible(whole: dict[str, Any], allowed: set[str]) -> dict[str, Any]:
-    """The snapshot without what belongs to DAGs that the user may not read.
+def visible_to(user: Any, whole: dict[str, Any]) -> dict[str, Any]:
+    """The snapshot without what belongs to DAGs that the user may not read, and what the user may change.
 
     A lease that names no DAG (it is unreadable, or gone) is shown: its GPUs may be leaking.
     """
+    allowed = get_auth_manager().get_authorized_dag_ids(user=user)
     leases = [lease for lease in whole["leases"] if lease["dag_id"] is None or lease["dag_id"] in allowed]
+    batches = [batch for batch in whole["batches"] if batch["dag_id"] in allowed]
     hidden = len(whole["leases"]) - len(leases)
+    shown = {item["dag_id"] for item in (*leases, *batches)}
+    may_run = {dag_id: may("PUT", user, dag_id, DagAccessEntity.RUN) for dag_id in shown}
+    may_clear = {dag_id: may("PUT", user, dag_id, DagAccessEntity.TASK_INSTANCE) for dag_id in shown}
     return {
         **whole,
-        "leases": leases,
-        "batches": [batch for batch in whole["batches"] if batch["dag_id"] in allowed],
+        "leases": [{**lease, "may_change": may_run[lease["dag_id"]]} for lease in leases],
+        "batches": [{**batch, "may_change": may_clear[batch["dag_id"]]} for batch in batches],
         "held": view.held_gpus(leases) | {"hidden": hidden},
+        "may_reap": may("DELETE", user, None),
     }
 
 

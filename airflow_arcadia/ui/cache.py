@@ -11,7 +11,9 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 WAIT_S = 1.5
-"""Seconds that a reader waits for a source that has never answered, or is slow now."""
+"""Seconds that a reader waits, over all of its questions, for sources that are slow or away."""
+MOST_VALUES = 500
+"""Values kept; those that nobody asked for longest are dropped."""
 
 
 class Reading(Generic[T]):
@@ -32,7 +34,7 @@ class Sources:
     """
 
     def __init__(
-        self, ttl_s: float = 2.0, wait_s: float = WAIT_S, clock: Callable[[], float] = time.monotonic
+        self, ttl_s: float = 1.0, wait_s: float = WAIT_S, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._ttl_s = ttl_s
         self._wait_s = wait_s
@@ -42,11 +44,28 @@ class Sources:
         self._running: dict[str, Future[Any]] = {}
         self._values: dict[str, tuple[float, Any, str | None]] = {}
 
-    def read(self, wanted: dict[str, Callable[[], Any]]) -> dict[str, Reading[Any]]:
-        """A reading of each, after at most ``wait_s`` seconds: a source that is slow keeps its last value."""
+    def deadline(self) -> float:
+        """Until when a reader that begins now may wait, for all of its questions together."""
+        return self._clock() + self._wait_s
+
+    def read(
+        self, wanted: dict[str, Callable[[], Any]], deadline: float | None = None
+    ) -> dict[str, Reading[Any]]:
+        """A reading of each: a source that is slow keeps its last value.
+
+        :param deadline: of the reader, see :meth:`deadline`; None for a reader with one question.
+        """
+        until = self.deadline() if deadline is None else deadline
         started = [self._start(name, ask) for name, ask in wanted.items()]
-        wait([future for future in started if future is not None], timeout=self._wait_s)
+        left = max(0.0, until - self._clock())
+        wait([future for future in started if future is not None], timeout=left)
         return {name: self._reading(name) for name in wanted}
+
+    def kept(self, name: str) -> Any:
+        """The last value of a source, without asking for another; None without one."""
+        with self._lock:
+            found = self._values.get(name)
+        return found[1] if found else None
 
     def forget(self) -> None:
         """Read everything anew at the next call: something was changed."""
@@ -57,9 +76,11 @@ class Sources:
         with self._lock:
             if name in self._running:
                 return self._running[name]
-            kept = self._values.get(name)
-            if kept and self._clock() - kept[0] < self._ttl_s:
-                return None
+            kept = self._values.pop(name, None)
+            if kept:
+                self._values[name] = kept  # the last asked for is the last in order
+                if self._clock() - kept[0] < self._ttl_s:
+                    return None
             future = self._pool.submit(self._ask, name, ask)
             self._running[name] = future
             return future
@@ -75,6 +96,8 @@ class Sources:
                 value = self._values[name][1]
             self._values[name] = (self._clock(), value, error)
             del self._running[name]
+            for old in list(self._values)[: max(0, len(self._values) - MOST_VALUES)]:
+                del self._values[old]
 
     def _reading(self, name: str) -> Reading[Any]:
         with self._lock:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import aiohttp
 
+from airflow_arcadia.batch import Endpoint, Progress
+from airflow_arcadia.batch.batch_api import RemoteBatches
+from airflow_arcadia.batch.progress import History
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
 from airflow_arcadia.launchers.reaper import Held
 from airflow_arcadia.ray_dashboard import ClusterFacts, RayDashboard
 from airflow_arcadia.reap import connection_ids
 from airflow_arcadia.ui import database, view
 from airflow_arcadia.ui.cache import Reading, Sources
+from airflow_arcadia.worker import WorkerHandle
 
 REQUEST_S = 1.5
 """Seconds a worker or dashboard may take to answer one request of the page."""
+MOST_HISTORIES = 200
+"""Batches whose progress over time is remembered here, the latest."""
 
 
 class Snapshots:
@@ -31,12 +37,13 @@ class Snapshots:
         self.sources = sources or Sources()
         self.now = now
         self._tokens: dict[str, tuple[float, float, float]] = {}
+        self._histories: dict[tuple[Any, ...], History] = {}
 
     def take(self) -> dict[str, Any]:
         """Clusters, workers, batches, and which sources are away. Takes a few seconds at the most."""
-        now = self.now()
+        now, until = self.now(), self.sources.deadline()
         first = self.sources.read(
-            {"Airflow: connections": connection_ids, "Airflow: batches": database.batch_tasks}
+            {"Airflow: connections": connection_ids, "Airflow: batches": database.batch_tasks}, until
         )
         connections: list[str] = first["Airflow: connections"].value or []
         batches: list[view.Task] = first["Airflow: batches"].value or []
@@ -44,7 +51,7 @@ class Snapshots:
         for conn_id in connections:
             wanted[f"{conn_id}: leases"] = partial(ask_leases, conn_id)
             wanted[f"{conn_id}: Ray clusters"] = partial(ask_clusters, conn_id)
-        readings = first | self.sources.read(wanted)
+        readings = first | self.sources.read(wanted, until)
         held = {conn_id: self._held(readings, conn_id) for conn_id in connections}
         runs = {
             (item.lease.identity.dag_id, item.lease.identity.run_id)
@@ -53,12 +60,12 @@ class Snapshots:
             if item.lease and item.lease.warm is None
         }
         tasks_of = {"Airflow: tasks": lambda: database.run_tasks(runs)}
-        readings |= self.sources.read(tasks_of)
+        readings |= self.sources.read(tasks_of, until)
         tasks: list[view.Task] = readings["Airflow: tasks"].value or []
         leases = [
             lease for conn_id in connections for lease in view.workers(conn_id, held[conn_id], tasks, now)
         ]
-        readings |= self._measure(leases)
+        readings |= self._ask_workers(leases, batches, tasks, until)
         return {
             "at": now,
             "held": view.held_gpus(leases),
@@ -68,7 +75,7 @@ class Snapshots:
                 for found in readings[f"{conn_id}: Ray clusters"].value or ()
             ],
             "leases": leases,
-            "batches": [view.batch(task, now) for task in batches],
+            "batches": [self._batch(task, tasks, now) for task in batches],
             "away": [
                 {"source": name, "error": reading.error}
                 for name, reading in readings.items()
@@ -80,8 +87,48 @@ class Snapshots:
     def _held(readings: dict[str, Reading[Any]], conn_id: str) -> list[Held]:
         return readings[f"{conn_id}: leases"].value or []
 
-    def _measure(self, leases: list[dict[str, Any]]) -> dict[str, Reading[Any]]:
-        """Ask every worker that can answer for its numbers, and write them into ``leases``."""
+    def batch(self, dag_id: str, run_id: str, task_id: str, map_index: int) -> dict[str, Any] | None:
+        """One batch with its history and its timeline; None where there is no such batch task.
+
+        Raises :class:`TimeoutError` while Airflow's database does not answer.
+        """
+        name, until = f"batch {dag_id} {run_id} {task_id} {map_index}", self.sources.deadline()
+
+        def read() -> tuple[view.Task | None, list[view.Task]]:
+            task = database.batch_task(dag_id, run_id, task_id, map_index)
+            return task, database.run_tasks([(dag_id, run_id)]) if task else []
+
+        reading = self.sources.read({name: read}, until)[name]
+        if reading.value is None:
+            raise TimeoutError(reading.error)
+        task, run = reading.value
+        if task is None:
+            return None
+        self._ask_workers([], [task], run, until)
+        shown = self._batch(task, run, self.now())
+        return shown | {"timeline": view.timeline(task, run, shown["history"])}
+
+    def _batch(self, task: view.Task, run: list[view.Task], now: float) -> dict[str, Any]:
+        """The batch as shown; one that runs in its worker has its history from what was read here."""
+        told = self.sources.kept(_batch_source(task)) if task.store.get("batch_id") else None
+        shown = view.batch(task, now, told)
+        key = tuple(task.key.values())
+        if told and told.get("progress") and task.state == "deferred":
+            self._histories.setdefault(key, History()).add(now, Progress(**told["progress"]))
+            for old in list(self._histories)[: max(0, len(self._histories) - MOST_HISTORIES)]:
+                del self._histories[old]
+        if not shown["history"] and key in self._histories:
+            shown["history"] = self._histories[key].points
+        return shown
+
+    def _ask_workers(
+        self,
+        leases: list[dict[str, Any]],
+        batches: Sequence[view.Task],
+        tasks: Sequence[view.Task],
+        until: float,
+    ) -> dict[str, Reading[Any]]:
+        """Ask every worker that can answer for its numbers and batches, and write numbers into ``leases``."""
         asked = {
             f"worker {worker['name']}": worker
             for lease in leases
@@ -89,13 +136,22 @@ class Snapshots:
             for worker in lease["workers"]
             if worker["url"]
         }
-        readings = self.sources.read(
-            {name: partial(ask_metrics, worker["url"]) for name, worker in asked.items()}
-        )
+        wanted: dict[str, Callable[[], Any]] = {
+            name: partial(ask_metrics, worker["url"]) for name, worker in asked.items()
+        }
+        for batch in batches:
+            in_run = [task for task in tasks if (task.dag_id, task.run_id) == (batch.dag_id, batch.run_id)]
+            handle = view.worker_of(batch, in_run)
+            if batch.state == "deferred" and batch.store.get("batch_id") and handle:
+                wanted[_batch_source(batch)] = partial(ask_batch, dict(handle), str(batch.store["batch_id"]))
+        readings = self.sources.read(wanted, until)
         for name, worker in asked.items():
             reading = readings[name]
+            if reading.error:
+                worker["reason"] = "it does not answer"
             if reading.value is not None:
-                read_at, metrics = reading.value
+                read_at, metrics, worker["state"], reason = reading.value
+                worker["reason"] = worker["reason"] or reason
                 rate = self._rate(name, read_at, metrics.get("generation_tokens"))
                 worker["metrics"] = {**metrics, "tokens_per_s": rate}
         return readings
@@ -138,8 +194,35 @@ def ask_clusters(conn_id: str) -> list[tuple[str, str, ClusterFacts | str]]:
     return asyncio.run(ask_all())
 
 
-def ask_metrics(url: str) -> tuple[float, dict[str, float]]:
-    """When (monotonic seconds) and what the engine of the worker at ``url`` said."""
+def ask_batch(handle: Mapping[str, Any], batch_id: str) -> dict[str, Any]:
+    """What the worker says of a batch that it runs itself: OpenAI's Batch object."""
+    worker = WorkerHandle.from_dict(handle)
+    conn_id = connection_of(worker.lease)
+    if conn_id is None:
+        raise LookupError(f"the worker of {batch_id} has ended")
+    hook = ArcadiaHook(conn_id)
+
+    async def ask() -> dict[str, Any]:
+        batches = RemoteBatches(Endpoint(worker.url, hook.api_key), await hook.batch_token(worker))
+        return await asyncio.wait_for(batches.get(batch_id), REQUEST_S)
+
+    return asyncio.run(ask())
+
+
+def connection_of(lease: str) -> str | None:
+    """The connection that has the lease; None where no connection has it any more."""
+    for conn_id in connection_ids():
+        if ArcadiaHook(conn_id).leases.read(lease) is not None:
+            return conn_id
+    return None
+
+
+def _batch_source(task: view.Task) -> str:
+    return f"batch {task.task_id} of {task.run_id}"
+
+
+def ask_metrics(url: str) -> tuple[float, dict[str, float], str | None, str | None]:
+    """When (monotonic seconds) and what the engine at ``url`` said, the worker's state and the reason."""
 
     async def ask() -> str:
         timeout = aiohttp.ClientTimeout(total=REQUEST_S)
@@ -151,4 +234,4 @@ def ask_metrics(url: str) -> tuple[float, dict[str, float]]:
             return await response.text()
 
     text = asyncio.run(ask())
-    return time.monotonic(), view.parse_metrics(text)
+    return time.monotonic(), view.parse_metrics(text), *view.worker_state(text)

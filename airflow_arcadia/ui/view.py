@@ -5,6 +5,7 @@ Everything is JSON-safe. Times are seconds since the epoch; a value that could n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,8 @@ from airflow_arcadia.ray_dashboard import ClusterFacts
 RUNNING_STATES = frozenset(
     {"running", "deferred", "queued", "scheduled", "up_for_retry", "up_for_reschedule"}
 )
+ENDED_STATES = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
+LAUNCH_OPERATOR = "ArcadiaLaunchWorkerOperator"
 _STEPS = (
     ("teardown_worker", "tearing down"),
     ("model_ready", "loading the model"),
@@ -61,6 +64,11 @@ class Task:
         return self.task_id.rpartition(".")[2]
 
     @property
+    def group(self) -> str:
+        """What the names of its group's tasks begin with; empty outside of groups."""
+        return self.task_id.removesuffix(self.step)
+
+    @property
     def key(self) -> dict[str, Any]:
         """What identifies it in a request."""
         return {
@@ -87,13 +95,34 @@ def parse_metrics(text: str) -> dict[str, float]:
     return found
 
 
+def worker_state(text: str) -> tuple[str | None, str | None]:
+    """The worker's state out of its ``/metrics``, and what stands in the way of its being ready."""
+    state = re.search(r'^arcadia_worker_status\{status="(\w+)"\} 1(?:\.0)?$', text, re.MULTILINE)
+    cause = re.search(r'^arcadia_worker_problem\{cause="((?:[^"\\]|\\.)*)"\} 1', text, re.MULTILINE)
+    said = cause[1].replace(r"\"", '"').replace(r"\n", " ").replace(r"\\", "\\") if cause else None
+    return state[1] if state else None, said
+
+
+def worker_of(batch: Task, run: Iterable[Task]) -> Mapping[str, Any] | None:
+    """The handle of the worker that the batch's own group launched; None without one.
+
+    :param run: every task of the run, which may have several groups.
+    """
+    for task in run:
+        own = batch.task_id.startswith(task.group) and task.map_index in {-1, batch.map_index}
+        if own and task.operator == LAUNCH_OPERATOR and isinstance(task.value, Mapping):
+            return task.value
+    return None
+
+
 def cluster(connection: str, name: str, url: str, facts: ClusterFacts | str) -> dict[str, Any]:
     """One Ray cluster; ``facts`` is the reason where it could not be read."""
     shown: dict[str, Any] = {"connection": connection, "name": name, "url": url}
     if isinstance(facts, str):
-        return {**shown, "error": facts}
+        return {**shown, "healthy": False, "error": facts}
     return {
         **shown,
+        "healthy": all(node.alive for node in facts.nodes),
         "error": None,
         "ray_version": facts.ray_version,
         "python_version": facts.python_version,
@@ -151,7 +180,9 @@ def _lease(connection: str, held: Held, tasks: Sequence[Task], now: float) -> di
     identity = lease.identity
     run = [task for task in tasks if (task.dag_id, task.run_id) == (identity.dag_id, identity.run_id)]
     what, attention = phase(run, lease, now)
-    handles = [task.value for task in run if task.step.startswith("launch_worker") and task.value]
+    launched = [(task.value, task.try_number) for task in run if isinstance(task.value, Mapping)]
+    own = [one for one in launched if lease.name in {one[0].get("lease"), one[0].get("run_lease")}]
+    shown["workers"] = [_worker(handle, tries, now - lease.created_at) for handle, tries in own]
     return {
         **shown,
         "dag_id": identity.dag_id,
@@ -162,7 +193,6 @@ def _lease(connection: str, held: Held, tasks: Sequence[Task], now: float) -> di
         "attention": attention,
         "since": lease.created_at,
         "lease_left": lease.expires_at - now,
-        "workers": [_worker(handle) for handle in handles if isinstance(handle, Mapping)],
     }
 
 
@@ -187,32 +217,47 @@ def _warm(lease: Lease, warm: Warm, now: float) -> dict[str, Any]:
         "since": lease.created_at,
         "lease_left": lease.expires_at - now,
         "users": users,
-        "workers": [_worker(handle) for handle in warm.handles.values()],
+        "workers": [_worker(handle, 1, now - lease.created_at) for handle in warm.handles.values()],
     }
 
 
-def _worker(handle: Mapping[str, Any]) -> dict[str, Any]:
+def _worker(handle: Mapping[str, Any], tries: int, held_s: float) -> dict[str, Any]:
+    """One worker of a lease.
+
+    :param tries: how often its launch was tried.
+    :param held_s: seconds since its lease was reserved.
+    """
+    gpus = handle.get("num_gpus")
     return {
         "name": handle.get("name"),
         "launcher": handle.get("launcher"),
         "url": handle.get("url"),
         "model": handle.get("served_model_name"),
-        "num_gpus": handle.get("num_gpus"),
+        "num_gpus": gpus,
         "shared": bool(handle.get("run_lease")),
+        "gpu_hours": gpus * max(held_s, 0.0) / 3600 if gpus is not None else None,
+        "restarts": max(tries - 1, 0),
+        "state": None,
+        "reason": None,
         "metrics": None,
     }
 
 
-def batch(task: Task, now: float) -> dict[str, Any]:
-    """One batch task: how far it is, or what it did."""
+def batch(task: Task, now: float, told: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """One batch task: how far it is, or what it did.
+
+    :param told: what the worker says of a batch that it runs itself.
+    """
     summary = task.value if isinstance(task.value, Mapping) else None
-    progress = task.store.get("progress")
+    stored = dict(task.store.get("progress") or {})
+    history = stored.pop("history", [])
+    progress: dict[str, Any] | None = dict((told or {}).get("progress") or {}) or stored or None
     if summary:
         rows = {"done": summary.get("rows"), "total": summary.get("rows")}
         progress = {**rows, "ok": summary.get("ok"), "failed": summary.get("failed"), "eta_s": 0.0}
         progress |= {"tokens_per_s": summary.get("tokens_per_s"), "rows_per_s": None}
     failed = (progress or {}).get("failed") or 0
-    ended = task.state in {"success", "failed", "skipped", "upstream_failed", "removed"}
+    ended = task.state in ENDED_STATES
     return {
         **task.key,
         "state": task.state,
@@ -222,22 +267,37 @@ def batch(task: Task, now: float) -> dict[str, Any]:
         "ended": task.ended_at if ended else None,
         "seconds": ((task.ended_at if ended else now) or now) - task.started_at if task.started_at else None,
         "progress": progress,
+        "history": history,
         "summary": summary,
         "attention": task.state == "failed" or failed > 0,
     }
 
 
-def timeline(task: Task, run: Sequence[Task]) -> list[dict[str, Any]]:
+def timeline(
+    task: Task, run: Sequence[Task], history: Sequence[Sequence[float]] = ()
+) -> list[dict[str, Any]]:
     """The steps of the batch's run in the order they started, with their times.
 
     :param run: every task of the run.
+    :param history: points of :class:`~airflow_arcadia.batch.progress.History`.
     """
-    shown = [one for one in run if one.started_at is not None and one.step != "teardown_worker"]
-    shown = [one for one in shown if (one.started_at or 0) <= (task.ended_at or task.started_at or 0)]
-    return [
+    own = [one for one in run if one.group == task.group and one.step != "teardown_worker"]
+    own = [one for one in own if one.map_index in {-1, task.map_index}]
+    until = task.ended_at or task.started_at or 0
+    steps: list[dict[str, Any]] = [
         {"step": one.step, "state": one.state, "started": one.started_at, "ended": one.ended_at}
-        for one in sorted(shown, key=lambda one: one.started_at or 0)
+        for one in own
+        if one.started_at is not None and one.started_at <= until
     ]
+    if (first := first_rows_at(history)) is not None:
+        steps.append({"step": "first rows", "state": "success", "started": first, "ended": first})
+    return sorted(steps, key=lambda step: float(step["started"]))
+
+
+def first_rows_at(history: Sequence[Sequence[float]]) -> float | None:
+    """When the first rows were seen to be done; None before that."""
+    before = history[0][1] if history and history[0][2] == 0 else 0
+    return next((point[0] for point in history if point[1] > before), None)
 
 
 def held_gpus(leases: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

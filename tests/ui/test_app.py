@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from fastapi.testclient import TestClient
 from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.lease import Identity
 from airflow_arcadia.ui import actions, app, database
+from airflow_arcadia.ui.cache import Sources
 from airflow_arcadia.ui.view import Task
 
 LEASES = [
@@ -19,7 +21,8 @@ LEASES = [
     {"lease": "b", "dag_id": "theirs", "workers": [], "attention": False, "since": 1.0},
     {"lease": "c", "dag_id": None, "workers": [], "attention": True, "since": 1.0},
 ]
-SNAPSHOT = {"leases": LEASES, "batches": [{"dag_id": "mine"}, {"dag_id": "theirs"}], "held": {}}
+BATCHES = [{"dag_id": "mine", "task_id": "answer"}, {"dag_id": "theirs", "task_id": "answer"}]
+SNAPSHOT = {"leases": LEASES, "batches": BATCHES, "held": {}}
 HEADERS = {"X-Arcadia-Page": "1"}
 NOTE = {"note": "it hangs"}
 
@@ -43,15 +46,13 @@ class Page:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *granted: tuple[str, str | None]) -> None:
         self.done: list[Any] = []
         self.log: list[tuple[Any, ...]] = []
-        snapshots = SimpleNamespace(
-            take=lambda: SNAPSHOT, now=lambda: 10.0, sources=SimpleNamespace(forget=lambda: None)
-        )
+        snapshots = SimpleNamespace(take=lambda: SNAPSHOT, batch=lambda *key: BATCHES[0], sources=Sources())
         made = app.create_app(snapshots)  # type: ignore[arg-type]
         made.dependency_overrides[get_user] = lambda: SimpleNamespace(get_name=lambda: "ada")
         monkeypatch.setattr(app, "get_auth_manager", lambda: AuthManager(*granted))
         monkeypatch.setattr(database, "write_audit_log", lambda *words: self.log.append(words))
         monkeypatch.setattr(actions, "identity_of", lambda *_: Identity("mine", "run", "g"))
-        for name in ("end_worker", "extend_lease", "cancel_batch", "reap"):
+        for name in ("end_worker", "extend_lease", "cancel_batch", "retry_failed_rows", "reap"):
             monkeypatch.setattr(actions, name, lambda *words, name=name: self._do(name, *words))
         self.client = TestClient(made)
 
@@ -66,7 +67,7 @@ class Page:
 def test_only_what_belongs_to_readable_dags_is_shown_and_the_rest_is_counted(monkeypatch):
     shown = Page(monkeypatch, ("GET", "mine")).client.get("/api/overview").json()
     assert [lease["lease"] for lease in shown["leases"]] == ["a", "c"]
-    assert shown["batches"] == [{"dag_id": "mine"}]
+    assert [batch["dag_id"] for batch in shown["batches"]] == ["mine"]
     assert shown["held"]["hidden"] == 1
 
 
@@ -131,18 +132,49 @@ def test_the_reaper_needs_the_right_to_delete_dags(monkeypatch):
 
 
 def test_one_batch_is_shown_to_whoever_may_read_its_tasks(monkeypatch):
-    task = Task("mine", "run", "answer", -1, "O", "running", started_at=1.0)
-    monkeypatch.setattr(database, "batch_task", lambda *_: task)
-    monkeypatch.setattr(database, "run_tasks", lambda runs: [task])
     where = {"dag_id": "mine", "run_id": "run", "task_id": "answer"}
     assert Page(monkeypatch).client.get("/api/batch", params=where).status_code == 403
     shown = Page(monkeypatch, ("GET", "mine")).client.get("/api/batch", params=where).json()
-    assert (shown["state"], shown["seconds"]) == ("running", 9.0)
-    assert [step["step"] for step in shown["timeline"]] == ["answer"]
+    assert shown == {**BATCHES[0], "may_change": False}
+
+
+def test_the_answers_of_a_batch_are_shown_beside_their_prompts(monkeypatch, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "Hello"}\n')
+    line = {"custom_id": "row-1", "response": {"body": {"choices": [{"text": "Hi"}]}}, "error": None}
+    (tmp_path / "out.jsonl").write_text(json.dumps(line) + "\n")
+    summary = {"output": str(tmp_path / "out.jsonl"), "errors": None}
+    task = Task("mine", "run", "answer", -1, "O", "success", value=summary)
+    monkeypatch.setattr(database, "batch_task", lambda *_: task)
+    monkeypatch.setattr(database, "rendered", lambda *_: {"input": str(tmp_path / "in.jsonl")})
+    where = {"dag_id": "mine", "run_id": "run", "task_id": "answer"}
+    assert Page(monkeypatch).client.get("/api/batch/samples", params=where).status_code == 403
+    shown = Page(monkeypatch, ("GET", "mine")).client.get("/api/batch/samples", params=where).json()
+    assert [(one["prompt"], one["text"]) for one in shown["answers"]] == [("Hello", "Hi")]
+
+
+def test_the_page_is_told_what_its_user_may_change(monkeypatch):
+    shown = Page(monkeypatch, ("GET", "mine"), ("PUT", "mine")).client.get("/api/overview").json()
+    assert {lease["lease"]: lease["may_change"] for lease in shown["leases"]} == {"a": True, "c": False}
+    assert [batch["may_change"] for batch in shown["batches"]] == [True]
+    assert shown["may_reap"] is False
+
+
+@pytest.mark.parametrize("action", ["cancel-batch", "retry-failed-rows"])
+def test_an_action_on_a_batch_needs_the_right_to_change_its_tasks(monkeypatch, action):
+    batch = {"dag_id": "mine", "run_id": "run", "task_id": "answer", **NOTE}
+    refused = Page(monkeypatch, ("GET", "mine"))
+    assert refused.post(action, **batch).status_code == 403
+    assert (refused.done, refused.log) == ([], [])
+    page = Page(monkeypatch, ("PUT", "mine"))
+    assert page.post(action, **batch).json() == {"said": "done"}
+    name = action.replace("-", "_")
+    assert page.done == [(name, "mine", "run", "answer", -1)]
+    assert (page.log[0][0], page.log[0][2]["note"]) == (f"arcadia_{name}", "it hangs")
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/batch", "/static/overview.js", "/static/batch.js", "/static/page.css"]
+    "path",
+    ["/", "/batch", "/static/overview.js", "/static/batch.js", "/static/confirm.js", "/static/page.css"],
 )
 def test_the_pages_and_what_they_load_are_served(monkeypatch, path):
     assert Page(monkeypatch).client.get(path).status_code == 200

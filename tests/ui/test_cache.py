@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from airflow_arcadia.ui.cache import Sources
+from airflow_arcadia.ui.cache import MOST_VALUES, Sources
 from tests.conftest import wait_for
 
 
@@ -57,6 +57,14 @@ def test_a_source_that_hangs_does_not_hold_the_others_up():
     assert (read["slow"].value, read["slow"].error) == (None, "No answer yet.")
     release.set()
     wait_for(lambda: sources.read({"slow": hang})["slow"].value == "late", 10, "the late answer")
+
+
+def test_what_nobody_asks_for_any_more_is_forgotten():
+    sources = Sources(ttl_s=1000)
+    for name in range(MOST_VALUES + 5):
+        sources.read({"kept": lambda: "kept", str(name): lambda: "value"})
+    assert sources.kept("0") is None
+    assert sources.kept("kept") == "kept"
 
 
 def test_after_a_change_everything_is_read_anew():

@@ -90,14 +90,21 @@ def test_the_timeline_has_the_steps_in_their_order():
     batch = task("answer", "success", ended_at=NOW)
     before = Task("dag", "run", "qwen.reserve", -1, "O", "success", started_at=NOW - 90, ended_at=NOW - 89)
     never = Task("dag", "run", "qwen.extra", -1, "O", None)
-    assert [step["step"] for step in view.timeline(batch, [batch, before, never])] == ["reserve", "answer"]
+    other = Task("dag", "run", "qwen2.reserve", -1, "O", "success", started_at=NOW - 80, ended_at=NOW - 79)
+    steps = view.timeline(batch, [batch, before, never, other], [[NOW - 45, 0, 0, 0], [NOW - 40, 2, 1, 1]])
+    assert [step["step"] for step in steps] == ["reserve", "answer", "first rows"]
+    assert steps[-1]["started"] == NOW - 40
 
 
 def test_a_cluster_that_cannot_be_read_says_why_and_has_no_numbers():
     shown = view.cluster("c", "two", "http://h:8265", "it does not answer")
-    assert shown == {"connection": "c", "name": "two", "url": "http://h:8265", "error": "it does not answer"}
+    where = {"connection": "c", "name": "two", "url": "http://h:8265"}
+    assert shown == {**where, "healthy": False, "error": "it does not answer"}
     facts = ClusterFacts("2.60.0", "3.11.7", (RayNode("a", "10.0.0.1", True, True, 2.0, 1.0),))
-    assert view.cluster("c", "two", "http://h:8265", facts)["gpus_free"] == 1.0
+    shown = view.cluster("c", "two", "http://h:8265", facts)
+    assert (shown["gpus_free"], shown["healthy"]) == (1.0, True)
+    dead = RayNode("b", "10.0.0.2", False, False, 2.0, 0.0)
+    assert not view.cluster("c", "two", "u", ClusterFacts("2", "3", (*facts.nodes, dead)))["healthy"]
 
 
 def test_metrics_are_summed_over_their_labels_and_unknown_lines_are_left_out():
@@ -155,3 +162,42 @@ def test_the_gpus_of_a_shared_worker_are_counted_once():
     held = view.held_gpus([*run, shown_warm(warm_lease("qwen-1"))])
     assert (held["gpus"], len(held["holders"])) == (2, 1)
     assert held["holders"][0]["dag_id"] is None
+
+
+@pytest.mark.parametrize(
+    ("history", "first"),
+    [
+        ([], None),
+        ([[1.0, 0, 0.0, 0.0]], None),
+        ([[1.0, 3, 1.0, 5.0]], 1.0),
+        ([[1.0, 40, 0.0, 0.0], [2.0, 40, 0.0, 0.0], [3.0, 41, 1.0, 5.0]], 3.0),  # 40 of an earlier attempt
+    ],
+)
+def test_first_rows_are_those_of_this_attempt(history, first):
+    assert view.first_rows_at(history) == first
+
+
+def test_the_workers_own_state_and_its_reason_are_read_from_its_metrics():
+    text = (
+        'arcadia_worker_status{status="starting"} 0\narcadia_worker_status{status="hung"} 1\n'
+        'arcadia_worker_problem{cause="no \\"token\\" for 60 s"} 1\n'
+    )
+    assert view.worker_state(text) == ("hung", 'no "token" for 60 s')
+    assert view.worker_state("vllm:x 1\n") == (None, None)
+
+
+def test_the_worker_of_a_batch_is_that_of_its_own_group():
+    batch = task("answer", "deferred")
+    launch = "ArcadiaLaunchWorkerOperator"
+    other = Task("dag", "run", "qwen2.launch_worker", -1, launch, "success", value={"name": "other"})
+    own = Task("dag", "run", "qwen.launch_worker", -1, launch, "success", value=HANDLE)
+    assert view.worker_of(batch, [other, own]) == HANDLE
+    assert view.worker_of(batch, [other]) is None
+
+
+def test_gpu_hours_and_restarts_are_counted_for_each_worker():
+    launched = task("launch_worker", "success", value=HANDLE, try_number=3)
+    (lease,) = view.workers("c", [Held("qwen-1", LEASE, NOW)], [launched], NOW)
+    (worker,) = lease["workers"]
+    assert worker["restarts"] == 2
+    assert worker["gpu_hours"] == pytest.approx(2 * 60 / 3600)

@@ -1,9 +1,10 @@
-import { ask, bar, duration, element, followTheme, line, number, poll, say, stateClass, table } from "./common.js";
+import { ask, bar, chart, duration, element, followTheme, number, poll, say, stateClass, table } from "./common.js";
+import { batchActions } from "./confirm.js";
+import { answers, errors } from "./samples.js";
 
 const query = new URLSearchParams(location.search);
 if (!/^-?\d+$/.test(query.get("map_index") || "")) query.set("map_index", "-1");
-const seen = [];
-let samples = null;
+let answersOf = null; // the completion whose answers are shown
 
 const at = (id) => document.getElementById(id);
 
@@ -11,7 +12,7 @@ function facts(batch) {
   const progress = batch.progress || {};
   const summary = batch.summary || {};
   const rows = [
-    ["State", element("span", { class: stateClass(batch.state) }, batch.state || "no status")],
+    ["State", element("span", { class: stateClass(batch.state) }, batch.state || "waiting")],
     ["Rows", bar(batch.progress)],
     ["Failed", number(progress.failed)],
     ["Rows per second", number(progress.rows_per_s, 1)],
@@ -29,35 +30,47 @@ function facts(batch) {
     ...rows.map(([name, value]) => element("tr", {}, element("th", {}, name), element("td", {}, value)))));
 }
 
+// Each step as a bar on the time from the first step's start to the last one's end.
+function timeline(steps) {
+  if (!steps.length) return element("p", { class: "muted" }, "Nothing has started.");
+  const begin = Math.min(...steps.map((step) => step.started));
+  const now = Date.now() / 1000;
+  const end = Math.max(...steps.map((step) => step.ended || now), begin + 1);
+  const share = (from, to) => `${(100 * (to - from)) / (end - begin)}%`;
+  return table(["Step", "State", "After", "Took", ""], steps.map((step) => {
+    const drawn = element("div", { class: "step" });
+    drawn.style.marginLeft = share(begin, step.started);
+    drawn.style.width = share(step.started, step.ended || now);
+    return element("tr", {}, element("td", {}, step.step),
+      element("td", {}, element("span", { class: stateClass(step.state) }, step.state || "–")),
+      element("td", {}, duration(step.started - begin)),
+      element("td", {}, step.ended === step.started ? "" : duration((step.ended || now) - step.started)),
+      element("td", { class: "steps" }, drawn));
+  }), "");
+}
+
 async function read() {
   try {
     const batch = await ask(`api/batch?${query}`);
+    at("actions").replaceChildren(...batchActions(batch, element, read));
     at("batch").replaceChildren(facts(batch));
-    if (!batch.ended && batch.progress) seen.push(batch.progress.rows_per_s || 0);
-    at("throughput").replaceChildren(seen.length > 1 ? line(seen, "chart")
-      : element("p", { class: "muted" }, "Drawn while the batch runs and this tab is open."));
-    at("timeline").replaceChildren(table(["Step", "State", "Took"], batch.timeline.map((step) =>
-      element("tr", {}, element("td", {}, step.step),
-        element("td", {}, element("span", { class: stateClass(step.state) }, step.state || "–")),
-        element("td", {}, step.ended ? duration(step.ended - step.started) : "running"))), "Nothing has started."));
-    if (samples === null || !batch.ended) await readSamples();
+    at("throughput").replaceChildren(batch.history.length > 1 ? chart(batch.history)
+      : element("p", { class: "muted" }, "Drawn once rows are answered."));
+    at("timeline").replaceChildren(timeline(batch.timeline));
+    const completion = batch.summary ? batch.summary.completion_id || "done" : "running";
+    if (answersOf !== completion) await readSamples(completion);
     document.body.dataset.read = "yes";
-    say("");
   } catch (error) {
     say(`The batch cannot be read: ${error.message}`);
   }
 }
 
-async function readSamples() {
+async function readSamples(completion) {
   const found = await ask(`api/batch/samples?${query}`);
-  if (found.note === null) samples = found;
-  at("answers").replaceChildren(...(found.answers.length
-    ? found.answers.map((one) => element("details", { open: "" },
-        element("summary", {}, one.custom_id || "row"), element("pre", {}, one.error || one.text || "")))
-    : [element("p", { class: "muted" }, found.note || "There are none.")]));
-  at("errors").replaceChildren(table(["Code", "Rows"], found.errors.map((one) =>
-    element("tr", {}, element("td", {}, one.code), element("td", {}, number(one.rows)))), "None."));
+  answersOf = completion;
+  at("answers").replaceChildren(answers(found));
+  at("errors").replaceChildren(errors(found));
 }
 
 followTheme();
-poll(read, 3000);
+poll(read, 1500);

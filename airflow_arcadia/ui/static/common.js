@@ -65,6 +65,21 @@ export function line(values, kind) {
   return drawing;
 }
 
+// Rows per second over the time of the batch; ``points`` as the server keeps them.
+export function chart(points) {
+  const rates = points.map((point) => point[2]);
+  const [first, last] = [points[0][0], points[points.length - 1][0]];
+  return element("figure", {},
+    element("figcaption", { class: "muted" }, `up to ${number(Math.max(...rates), 1)} rows/s`),
+    line(rates, "chart"),
+    element("p", { class: "axis muted" }, element("span", {}, new Date(1000 * first).toLocaleTimeString()),
+      element("span", {}, new Date(1000 * last).toLocaleTimeString())));
+}
+
+export const taskPath = (batch) =>
+  `/dags/${encodeURIComponent(batch.dag_id)}/runs/${encodeURIComponent(batch.run_id)}/tasks/` +
+  `${encodeURIComponent(batch.task_id)}${batch.map_index >= 0 ? `/mapped/${batch.map_index}` : ""}`;
+
 export function bar(progress) {
   if (!progress || !progress.total) return element("span", { class: "muted" }, "not started");
   return element("div", { class: "bar" },

@@ -1,55 +1,71 @@
-import { ask, bar, duration, element, followTheme, line, link, number, poll, say, stateClass, table } from "./common.js";
+import { ask, bar, duration, element, followTheme, line, link, number, poll, say, stateClass, table, taskPath }
+  from "./common.js";
+import { batchActions, confirm } from "./confirm.js";
+import { answers, errors } from "./samples.js";
 
-const rates = new Map(); // batch -> rows per second as seen while this page is open
+const POLL_MS = 1500; // the server reads each source at most once a second, whoever asks
+const opened = new Map(); // batch -> its samples, null while they are read
 let latest = null;
 
 const at = (id) => document.getElementById(id);
 const keyOf = (batch) => `${batch.dag_id}/${batch.run_id}/${batch.task_id}/${batch.map_index}`;
-const taskPath = (batch) =>
-  `/dags/${encodeURIComponent(batch.dag_id)}/runs/${encodeURIComponent(batch.run_id)}/tasks/` +
-  `${encodeURIComponent(batch.task_id)}${batch.map_index >= 0 ? `/mapped/${batch.map_index}` : ""}`;
+const runPath = (one) => `/dags/${encodeURIComponent(one.dag_id)}/runs/${encodeURIComponent(one.run_id)}`;
+const muted = (...text) => element("span", { class: "muted" }, ...text);
 
 function strip(held) {
   const children = [
     element("p", {}, element("span", { class: "number" }, number(held.gpus)), "GPUs held now"),
     ...held.holders.map((holder) =>
-      element("p", {}, holder.dag_id ? link(`/dags/${encodeURIComponent(holder.dag_id)}`, holder.dag_id)
-        : "A warm worker:",
+      element("p", {}, holder.dag_id ? link(runPath(holder), holder.dag_id) : "A warm worker:",
         ` ${holder.gpus} GPUs for ${duration(latest.at - holder.since)}`)),
   ];
   if (held.hidden) children.push(element("p", { class: "muted" }, `${held.hidden} of DAGs you may not read`));
-  if (held.leaks.length) {
-    children.push(element("p", { class: "state bad" }, `Past their time: ${held.leaks.join(", ")}`));
-  }
+  children.push(held.leaks.length
+    ? element("p", { class: "state bad" }, `Past their time: ${held.leaks.join(", ")}`)
+    : element("p", { class: "muted" }, "No lease is past its time"));
   at("strip").replaceChildren(...children);
 }
 
-function batchRow(batch) {
+function batchRows(batch) {
   const progress = batch.progress || {};
-  const seen = rates.get(keyOf(batch)) || [];
   const running = ["running", "deferred"].includes(batch.state);
-  const actions = element("td");
-  if (batch.state === "deferred" && batch.batch_id) {
-    actions.append(element("button", { type: "button", onclick: () => confirm(
-      "Cancel the batch", `${batch.task_id} of ${batch.run_id} stops at the next committed row; what it ` +
-      "committed is kept.", "api/actions/cancel-batch",
-      { dag_id: batch.dag_id, run_id: batch.run_id, task_id: batch.task_id, map_index: batch.map_index }) },
-    "Cancel …"));
-  }
+  const rates = batch.history.map((point) => point[2]);
+  const key = keyOf(batch);
   const output = batch.summary ? batch.summary.output : null;
-  return element("tr", {},
+  const row = element("tr", { "data-batch": key },
     element("td", {}, link(taskPath(batch), batch.task_id), element("br"),
-      element("span", { class: "muted" }, `${batch.dag_id} · ${batch.run_id}`)),
-    element("td", {}, element("span", { class: stateClass(batch.state) }, batch.state || "no status")),
+      muted(`${batch.dag_id} · ${batch.run_id}`)),
+    element("td", {}, element("span", { class: stateClass(batch.state) }, batch.state || "waiting")),
     element("td", {}, bar(batch.progress)),
     element("td", {}, progress.failed ? element("span", { class: "state bad" }, number(progress.failed)) : "0"),
     element("td", {}, running ? number(progress.rows_per_s, 1) : "–"),
     element("td", {}, number(progress.tokens_per_s)),
     element("td", {}, running ? duration(progress.eta_s) : duration(batch.seconds)),
-    element("td", {}, running && seen.length > 1 ? line(seen, "spark") : ""),
+    element("td", {}, rates.length > 1 ? line(rates, "spark") : ""),
     element("td", {}, number(batch.attempt)),
-    element("td", {}, output || "–"),
-    actions);
+    element("td", {}, output || "–", " ", output
+      ? element("button", { type: "button", "aria-expanded": String(opened.has(key)),
+        onclick: () => toggle(batch) }, opened.has(key) ? "Hide answers" : "Show answers") : ""),
+    element("td", {}, ...batchActions(batch, element, read)));
+  if (!opened.has(key)) return [row];
+  const found = opened.get(key);
+  const shown = found ? [answers(found), element("h3", {}, "Failed rows by code"), errors(found)] : ["Reading …"];
+  return [row, element("tr", {}, element("td", { colspan: 11 }, ...shown))];
+}
+
+async function toggle(batch) {
+  const key = keyOf(batch);
+  if (opened.delete(key)) return show();
+  opened.set(key, null);
+  show();
+  const query = new URLSearchParams({
+    dag_id: batch.dag_id, run_id: batch.run_id, task_id: batch.task_id, map_index: batch.map_index });
+  try {
+    opened.set(key, await ask(`api/batch/samples?${query}`));
+  } catch (error) {
+    opened.set(key, { answers: [], errors: [], note: error.message });
+  }
+  show();
 }
 
 function workerRows(lease) {
@@ -57,63 +73,52 @@ function workerRows(lease) {
   return shown.map((worker) => {
     const metrics = (worker && worker.metrics) || {};
     const body = { connection: lease.connection, lease: lease.lease };
-    return element("tr", {},
-      element("td", {}, worker ? worker.model : "–", element("br"),
-        element("span", { class: "muted" }, worker ? worker.name : lease.lease)),
-      element("td", {}, element("span", { class: lease.attention ? "state bad" : "state ok" }, lease.phase)),
-      element("td", {}, worker ? `${worker.num_gpus} × ${worker.launcher}` : "–"),
-      element("td", {}, duration(latest.at - lease.since)),
+    const reason = worker && (worker.reason || (worker.state && worker.state !== "ready" ? worker.state : null));
+    const actions = lease.may_change ? [
+      element("button", { type: "button", onclick: () => confirm("Extend the lease",
+        `Lease ${lease.lease} holds for its whole duration again, from now.`,
+        "api/actions/extend-lease", body, read) }, "Extend …"), " ",
+      element("button", { type: "button", class: "danger", onclick: () => confirm("End the worker",
+        `Everything that lease ${lease.lease} owns ends now: its workers, and a Ray cluster made for it. ` +
+        "A batch that runs there fails; what it committed is kept.",
+        "api/actions/end-worker", body, read) }, "End …")] : [];
+    return element("tr", { "data-lease": lease.lease },
+      element("td", {}, worker ? worker.model : "–", element("br"), muted(worker ? worker.name : lease.lease)),
+      element("td", {}, element("span", { class: lease.attention ? "state bad" : "state ok" }, lease.phase),
+        reason ? element("br") : "", reason ? muted(reason) : ""),
+      element("td", {}, worker ? `TP ${worker.num_gpus}` : "–", element("br"), muted(worker ? worker.launcher : "")),
+      element("td", {}, duration(latest.at - lease.since), element("br"),
+        muted(worker && worker.gpu_hours !== null ? `${number(worker.gpu_hours, 2)} GPU-hours` : "")),
       element("td", {}, lease.lease_left === undefined ? "–" : duration(lease.lease_left)),
+      element("td", {}, worker ? number(worker.restarts) : "–"),
       element("td", {}, number(metrics.tokens_per_s)),
       element("td", {}, worker && worker.metrics ? `${number(metrics.running)} / ${number(metrics.waiting)}` : "–"),
       element("td", {}, metrics.kv_cache_usage === undefined ? "–" : `${number(100 * metrics.kv_cache_usage)} %`),
-      element("td", {}, lease.dag_id ? link(`/dags/${encodeURIComponent(lease.dag_id)}/runs/` +
-        encodeURIComponent(lease.run_id), lease.run_id) : "–"),
-      element("td", {},
-        element("button", { type: "button", onclick: () => confirm("Extend the lease",
-          `Lease ${lease.lease} holds for its whole duration again, from now.`,
-          "api/actions/extend-lease", body) }, "Extend …"), " ",
-        element("button", { type: "button", class: "danger", onclick: () => confirm("End the worker",
-          `Everything that lease ${lease.lease} owns ends now: its workers, and a Ray cluster made for it. ` +
-          "A batch that runs there fails; what it committed is kept.",
-          "api/actions/end-worker", body) }, "End …")));
+      element("td", {}, lease.dag_id ? link(runPath(lease), lease.run_id) : "–"),
+      element("td", {}, ...actions));
   });
 }
 
-function clusterRow(cluster) {
+function clusterRows(cluster) {
   if (cluster.error) {
-    return element("tr", {}, element("td", {}, cluster.name), element("td", { colspan: 5 },
-      element("span", { class: "muted" }, cluster.error)));
+    return [element("tr", {}, element("td", {}, cluster.name, element("br"), muted(cluster.url)),
+      element("td", { colspan: 4 }, muted(cluster.error)),
+      element("td", {}, element("span", { class: "state bad" }, "away")))];
   }
-  const nodes = cluster.nodes.map((node) =>
-    `${node.ip}${node.head ? " (head)" : ""}: ${number(node.gpus_used)} of ${number(node.gpus_total)}` +
-    `${node.alive ? "" : ", dead"}`);
-  return element("tr", {},
-    element("td", {}, cluster.name, element("br"), element("span", { class: "muted" }, cluster.url)),
-    element("td", {}, number(cluster.gpus_total)),
-    element("td", {}, number(cluster.gpus_total - cluster.gpus_free)),
-    element("td", {}, number(cluster.gpus_free)),
-    element("td", {}, `Ray ${cluster.ray_version}, Python ${cluster.python_version}`),
-    element("td", {}, nodes.join("; ")));
-}
-
-function confirm(title, text, path, body) {
-  const dialog = at("confirm");
-  at("confirm-title").textContent = title;
-  at("confirm-text").textContent = text;
-  at("confirm-note").value = "";
-  dialog.onclose = async () => {
-    if (dialog.returnValue !== "ok") return;
-    say("Working …");
-    try {
-      say((await ask(path, { ...body, note: at("confirm-note").value })).said);
-    } catch (error) {
-      say(error.message);
-    }
-    await read();
-  };
-  dialog.returnValue = "";
-  dialog.showModal();
+  const used = cluster.gpus_total - cluster.gpus_free;
+  const health = (ok, text) => element("td", {}, element("span", { class: ok ? "state ok" : "state bad" }, text));
+  return [
+    element("tr", {},
+      element("td", {}, cluster.name, element("br"), muted(cluster.url)),
+      element("td", {}, number(cluster.gpus_total)), element("td", {}, number(used)),
+      element("td", {}, number(cluster.gpus_free)),
+      element("td", {}, `Ray ${cluster.ray_version}, Python ${cluster.python_version}`),
+      health(cluster.healthy, cluster.healthy ? "healthy" : "a node is dead")),
+    ...cluster.nodes.map((node) => element("tr", { class: "node" },
+      element("td", {}, `${node.ip}${node.head ? " (head)" : ""}`),
+      element("td", {}, number(node.gpus_total)), element("td", {}, number(node.gpus_used)),
+      element("td", {}, number(node.gpus_total - node.gpus_used)), element("td", {}, ""),
+      health(node.alive, node.alive ? "alive" : "dead")))];
 }
 
 function show() {
@@ -124,26 +129,24 @@ function show() {
   strip(latest.held);
   at("away").replaceChildren(...latest.away.map((one) => element("li", {}, `${one.source}: ${one.error}`)));
   at("away").hidden = !latest.away.length;
+  at("reap").hidden = !latest.may_reap;
   at("batches").replaceChildren(table(
-    ["Batch", "State", "Rows", "Failed", "Rows/s", "Tokens/s", "Left / took", "", "Attempt", "Output", ""],
-    batches.map(batchRow), only ? "No batch needs attention." : "No batch has run yet."));
+    ["Batch", "State", "Rows", "Failed", "Rows/s", "Tokens/s", "Left / took", "Rows/s over time", "Attempt",
+      "Output", ""],
+    batches.flatMap(batchRows), only ? "No batch needs attention." : "No batch has run yet."));
   at("workers").replaceChildren(table(
-    ["Model", "Phase", "GPUs", "Held for", "Lease left", "Tokens/s", "Running / waiting", "KV cache", "Run", ""],
+    ["Model", "Phase", "GPUs", "Held for", "Lease left", "Restarts", "Tokens/s", "Running / waiting", "KV cache",
+      "Run", ""],
     leases.flatMap(workerRows), only ? "No worker needs attention." : "No worker runs: no GPU is held."));
   at("clusters").replaceChildren(table(
-    ["Cluster", "GPUs", "Used", "Free", "Versions", "Nodes (used of total)"],
-    latest.clusters.map(clusterRow), "No connection of type arcadia lists a Ray cluster."));
+    ["Cluster, nodes", "GPUs", "Used", "Free", "Versions", "Health"],
+    latest.clusters.flatMap(clusterRows), "No connection of type arcadia lists a Ray cluster."));
   at("at").textContent = `as of ${new Date(1000 * latest.at).toLocaleTimeString()}`;
 }
 
 async function read() {
   try {
     latest = await ask("api/overview");
-    for (const batch of latest.batches) {
-      if (!batch.progress || !["running", "deferred"].includes(batch.state)) continue;
-      const seen = rates.get(keyOf(batch)) || [];
-      rates.set(keyOf(batch), [...seen, batch.progress.rows_per_s || 0].slice(-120));
-    }
     show();
     document.body.dataset.read = "yes";
   } catch (error) {
@@ -154,5 +157,5 @@ async function read() {
 followTheme();
 at("attention").addEventListener("change", show);
 at("reap").addEventListener("click", () => confirm("Run the reaper",
-  "Ends what leases that nobody holds any more still own, on every connection.", "api/actions/reap", {}));
-poll(read, 3000);
+  "Ends what leases that nobody holds any more still own, on every connection.", "api/actions/reap", {}, read));
+poll(read, POLL_MS);
