@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,49 +13,14 @@ from airflow_arcadia import get_provider_info
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
 from airflow_arcadia.ports import free_port
 from tests.airflow_context import set_connection
-
-VERSIONS = {"rayVersion": "2.60.0", "pythonVersion": "3.11.7"}
-NODE = {
-    "node_id": "a",
-    "node_ip": "127.0.0.1",
-    "is_head_node": True,
-    "state": "ALIVE",
-    "resources_total": {"GPU": 2.0},
-}
-ANSWERS = {
-    "/api/v0/cluster_metadata": {"data": VERSIONS},
-    "/api/v0/nodes": {"data": {"result": {"result": [NODE]}}},
-    "/api/cluster_status": {
-        "data": {"clusterStatus": {"loadMetricsReport": {"usageByNode": {"a": {"GPU": [0.0, 2.0]}}}}}
-    },
-    "/api/v0/placement_groups": {"data": {"result": {"result": []}}},
-}
-
-
-class Dashboard(http.server.BaseHTTPRequestHandler):
-    """Answers as a Ray dashboard with one idle node of two GPUs."""
-
-    def do_GET(self) -> None:
-        body = json.dumps({"result": True, **ANSWERS[self.path.partition("?")[0]]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: object) -> None:
-        """Say nothing."""
+from tests.fake_ray_dashboard import ray_dashboard
 
 
 @pytest.fixture
 def dashboard() -> Iterator[str]:
     """Address of a dashboard."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Dashboard) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with ray_dashboard() as server:
         yield f"127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
