@@ -36,6 +36,8 @@ class ScheduledAirflow:
     components: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     """The running components by name; each leads a process group of its own."""
     start_component: Callable[[str], None] = lambda name: None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Of its components."""
 
     def kill(self, name: str) -> None:
         """SIGKILL to a component and everything it started."""
@@ -136,7 +138,7 @@ def scheduled_airflow(
     full.pop("PYTHONDONTWRITEBYTECODE", None)
     airflow = str(BIN / "airflow")
     home.mkdir(parents=True, exist_ok=True)
-    instance = ScheduledAirflow(url, home, requests.Session())
+    instance = ScheduledAirflow(url, home, requests.Session(), environment=full)
     with (home / "components.log").open("ab") as log:
         subprocess.run([airflow, "db", "migrate"], env=full, stdout=log, stderr=log, check=True)
 
