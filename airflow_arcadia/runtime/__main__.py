@@ -13,10 +13,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from airflow_arcadia.exceptions import ArcadiaError
+from airflow_arcadia.lease_store import LeaseStore
+from airflow_arcadia.processes import find_marked
 from airflow_arcadia.runtime import ray_node
 from airflow_arcadia.runtime.fastchat.registration import leave_controller
 from airflow_arcadia.runtime.lease_watch import LeaseWatch
@@ -64,6 +67,23 @@ def main() -> int:
         return _join_and_serve(spec, stop, watchdog, record)
     finally:
         watchdog.dismiss()
+        if spec.lease_file:
+            remove_warm_lease(Path(spec.lease_file))
+
+
+def remove_warm_lease(file: Path) -> None:
+    """Remove the lease of a warm worker whose time is over: no run is left that would tear it down."""
+    store, name = LeaseStore(file.parent.parent), file.parent.name
+    try:
+        with store.locked(name):
+            lease = store.read(name)
+            ended = lease is not None and lease.warm is not None and lease.lapsed(time.time())
+            if lease is None or not ended or lease.released:
+                return  # whoever releases a lease tears it down
+            if all(process.pid == os.getpid() for process in find_marked(name)):
+                store.remove(name)
+    except (ArcadiaError, OSError) as error:
+        say(f"the lease is left to the reaper: {error}")
 
 
 def _shm_record(spec: PlacedWorker) -> Path:
