@@ -9,6 +9,7 @@ import pytest
 from tests.batch.chaos.scenario import FAULTS, Scenario, answer_of, run_seed
 
 
+@pytest.mark.slow
 async def test_no_row_is_lost_doubled_or_answered_wrong():
     """A seed for each fault, all at the same time: most of their time is waiting."""
     seeds = {_first_seed_with(fault) for fault in FAULTS}

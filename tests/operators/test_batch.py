@@ -378,6 +378,7 @@ exec "$2" -m airflow_arcadia.batch run --input "$3" --output "$1/out.jsonl" --en
 """
 
 
+@pytest.mark.slow
 async def test_a_full_disk_is_named_and_what_is_committed_is_kept(tmp_path: Path, engine: FakeEngine):
     """A file system of 8 MiB in a mount namespace of its own; through the engine's command line."""
     disk = tmp_path / "disk"

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
 from airflow_arcadia.batch import BatchSpec, Endpoint, Progress, run_batch_async
 from airflow_arcadia.ports import free_port
 from tests.batch.reading import answers, text_of, until
@@ -38,6 +40,7 @@ async def worker() -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
         await process.wait()
 
 
+@pytest.mark.slow
 async def test_no_row_fails_when_one_of_two_workers_is_drained(tmp_path: Path):
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     prompts = [f"{'long' if number % 16 == 0 else 'short'} {number}" for number in range(ROWS)]

@@ -26,6 +26,7 @@ async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]
     return await asyncio.open_connection(host, int(port))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [b"", HALF, REQUEST + HALF])
 async def test_a_connection_whose_headers_do_not_arrive_is_closed(sent: bytes):
     async with worker() as (url, _):
