@@ -9,6 +9,7 @@ take ``[``, ``*`` and ``?`` in a name as a pattern.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from fsspec.core import has_magic
 from fsspec.spec import AbstractFileSystem
 
 from airflow_arcadia.batch.spec import NO_ROW_SENT
@@ -102,7 +104,13 @@ class RemoteFolder:
 
     def create_only(self, name: str, data: bytes) -> None:
         self._fs.invalidate_cache()
-        self._fs.pipe_file(self._file(name), data, mode="create")
+        path = self._file(name)
+        if _takes_mode(self._fs):
+            self._fs.pipe_file(path, data, mode="create")
+            return
+        if self._fs.exists(path):
+            raise FileExistsError(path)
+        self._fs.pipe_file(path, data)
 
     def publish(self, local: Path, name: str) -> None:
         try:
@@ -205,7 +213,18 @@ class RemoteFolder:
         except Exception:
             # Some servers do not replace a file: remove the old one, and try once more.
             self._fs.invalidate_cache()
-            if not self._fs.exists(target):
+            if self._fs.exists(target):
+                self._fs.rm_file(target)
+                self._fs.mv(source, target)
+            elif has_magic(source) and self._fs.exists(source):
+                # This file system takes the name as a pattern, which matches nothing.
+                self._fs.cp_file(source, target)
+                self._fs.rm_file(source)
+            else:
                 raise
-            self._fs.rm_file(target)
-            self._fs.mv(source, target)
+
+
+def _takes_mode(fs: Any) -> bool:
+    """Whether ``pipe_file`` may be asked not to replace a file: webdav4's, for one, knows no mode."""
+    parameters = inspect.signature(fs.pipe_file).parameters
+    return "mode" in parameters or fs.async_impl

@@ -165,6 +165,41 @@ async def test_a_pattern_in_a_name_is_only_a_name(
     assert after - before == {stem, f"{stem}.summary.json"}
 
 
+async def test_a_file_system_without_create_mode_whose_renaming_takes_patterns(
+    engine: FakeEngine, tmp_path: Path
+):
+    """As webdav4's: ``pipe_file`` takes no mode, and ``mv`` is fsspec's own, which expands names."""
+
+    class Dav(MemoryFileSystem):
+        protocol = ("davlike",)
+        store: ClassVar[dict[str, Any]] = {}
+        pseudo_dirs: ClassVar[list[str]] = [""]
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return super()._strip_protocol(path.replace("davlike://", "memory://", 1))
+
+        def pipe_file(self, path: str, value: bytes) -> None:
+            super().pipe_file(path, value)
+
+        def mv(self, path1: str, path2: str, **kwargs: Any) -> None:
+            # fsspec's copy() passes over an absent source, of which a pattern without a match is one.
+            if not self.glob(path1):
+                raise FileNotFoundError([path1])
+            super().mv(path1, path2, **kwargs)
+
+    fsspec.register_implementation("davlike", Dav, clobber=True)
+    (tmp_path / "in.jsonl").write_bytes(LINES)
+    job = BatchSpec(str(tmp_path / "in.jsonl"), "davlike://data/o [1]*.jsonl", "tiny")
+    assert (await run_batch_async(job, [Endpoint(engine.url)])).ok == 50
+    assert set(Dav().find("/data")) == {"/data/o [1]*.jsonl", "/data/o [1]*.jsonl.summary.json"}
+    folder = open_folder("davlike://data")
+    folder.create_only("once", b"1")
+    with pytest.raises(FileExistsError):
+        folder.create_only("once", b"2")
+    assert folder.read("once") == b"1"
+
+
 def test_two_attempts_with_one_token_cannot_both_commit(caplog: pytest.LogCaptureFixture):
     """On a store that ignores the condition, the second of two attempts takes the first one's token."""
     fs = CarelessStore()
