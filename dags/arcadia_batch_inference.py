@@ -20,7 +20,7 @@ import json
 import os
 
 import pendulum
-from airflow.sdk import DAG, Param
+from airflow.sdk import DAG, Asset, Param
 
 from airflow_arcadia import ArcadiaBatchInferenceOperator, ArcadiaWorkerGroup
 
@@ -223,4 +223,6 @@ with (
             "on_change": "{{ params.on_change }}",
             "overwrite": "{{ params.overwrite }}",
         },
+        # arcadia_answers_report runs after every batch, by this asset.
+        outlets=[Asset("arcadia_answers")],
     )

@@ -19,7 +19,7 @@ PARTS = {
     "3.12": ("3.12", "highest"),
     "3.13": ("3.13", "highest"),
 }
-EXTRAS = "parquet,s3"
+EXTRAS = "openlineage,parquet,s3"
 # Without a cluster, an engine or a whole Airflow: what `make test-fast` runs.
 UNIT_TESTS = "not slow and not chaos and not engine and not e2e and not cluster"
 TOOLS_BEGIN = "# tests and linters"

@@ -31,6 +31,8 @@ from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, fail_wit
 from airflow_arcadia.launchers.monitor import WorkerWatch, gone_error
 from airflow_arcadia.launchers.renewal import LeaseKeeper
 from airflow_arcadia.operators import _failed_rows
+from airflow_arcadia.operators._asset_events import record_answers
+from airflow_arcadia.operators._lineage import batch_lineage
 from airflow_arcadia.operators._requirements import require_handle
 from airflow_arcadia.triggers.batch import ArcadiaBatchInferenceTrigger
 from airflow_arcadia.triggers.timeouts import deferral_timeout
@@ -38,6 +40,7 @@ from airflow_arcadia.validation import PositiveSeconds, is_rendered_later, mappi
 from airflow_arcadia.worker import WorkerHandle
 
 if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
 PROGRESS_KEY = "progress"
@@ -62,6 +65,10 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
     Rows are OpenAI's batch format (``custom_id``, ``url``, ``body``) or the short forms ``{"prompt": …}``
     and ``{"messages": […]}``, one JSON object a line. The output has OpenAI's batch output format; a row
     that cannot be answered becomes an error row. A retry goes on after the last committed row.
+
+    Assets among its ``outlets`` are updated when the batch is done. The event's ``extra`` has ``output``,
+    ``errors``, ``model``, ``rows``, ``ok``, ``failed``, ``prompt_tokens``, ``completion_tokens``,
+    ``gpu_seconds``, and ``partial``: whether rows of the input have no answer.
 
     :param worker: the handle of a ready worker (``worker.handle``), or a list of them.
     :param input: URI or path of the rows, anything fsspec opens.
@@ -118,6 +125,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         self.arcadia_conn_id = arcadia_conn_id
         self._stop = threading.Event()
         self._history = History()
+        self._summary: BatchSummary | None = None
         if not is_rendered_later(run_in):
             _check_run_in(run_in)
         BatchSpec.check_literals(options)
@@ -129,11 +137,12 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
             spec = self._spec(context)
             _check_run_in(self.run_in)
             if self.run_in == "worker":
+                # A cleared task needs no worker to find what is answered.
                 if (done := self._finished(spec)) is not None:
-                    return self._done(done)  # a cleared task needs no worker to find what is answered
+                    return self._done(done, context)
                 self._defer_to(handles, spec, context)
             summary = self._run_here(handles, spec, context)
-        return self._done(summary)
+        return self._done(summary, context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the wait. A batch that was finished when its time was over, unnoticed, is done."""
@@ -144,7 +153,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
             if hasattr(self, next_method) or (done := self._finished(self._spec(context))) is None:
                 raise
             self.log.info("The batch is finished, though nobody waited for it any more: %s", error)
-            return self._done(done)
+            return self._done(done, context)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Return the summary from the trigger's event. Raises when the batch ended before it was done."""
@@ -152,10 +161,10 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
             # A worker that ended after its last row cannot say so any more, but its output does.
             if (done := self._finished(self._spec(context))) is not None:
                 self.log.info("The batch is finished; its worker is not there any more: %s", event["failed"])
-                return self._done(done)
+                return self._done(done, context)
             kind = AirflowException if event["retryable"] else AirflowFailException
             raise kind(event["failed"])
-        return self._done(BatchSummary(**event["summary"]))
+        return self._done(BatchSummary(**event["summary"]), context)
 
     def on_kill(self) -> None:
         """Stop at the next committed row; a retry goes on from there."""
@@ -245,7 +254,18 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
                 raise gone_error(handle.name, seen) from error
             raise
 
-    def _done(self, summary: BatchSummary) -> dict[str, Any]:
+    def get_openlineage_facets_on_start(self) -> OperatorLineage[Any, Any]:
+        """Input and output, for Airflow's OpenLineage provider."""
+        return batch_lineage(self.input, self.output_uri, None)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Input, output with its rows, model and tokens, for Airflow's OpenLineage provider."""
+        return batch_lineage(self.input, self.output_uri, self._summary)
+
+    def _done(self, summary: BatchSummary, context: Context) -> dict[str, Any]:
+        self._summary = summary
+        limit = BatchSpec.parse(self.options, input=self.input, output=self.output_uri, model="").limit
+        record_answers(context, self.outlets, summary, limit)
         self.log.info(
             "%d of %d rows answered, %d failed, in %.1f s (%.0f tokens/s): %s",
             summary.ok,
