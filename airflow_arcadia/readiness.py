@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 
 from airflow_arcadia.worker import WorkerStatus
 
+NOT_LISTENING = "nothing listens there yet"
+_USAGE = re.compile(r"(?:^|\s)usage: ")
+_ARGUMENT = re.compile(r"(?:^|\s)\S+: error: (.+)$")
+"""How argparse ends: its usage, many lines of it for vLLM, and then what is wrong."""
 _EXCEPTION = re.compile(r"(?:^|\s)(\w[\w.]*(?:Error|Exception|Killed)\b: .+)$")
 _DECIDED = re.compile(r"(?:^|\s)arcadia: ((?:cannot start|stopping): .+)$")
 """The worker's own word on why it did not start, or ends."""
@@ -63,6 +67,7 @@ class Observation:
     :param key_refused: whether the worker itself says that the API key is not its own.
     :param status: what the worker says of itself.
     :param busy: whether it says that requests were waiting or running.
+    :param loading: how far its model is loaded, where its log tells.
     """
 
     process: ProcessObservation
@@ -73,6 +78,7 @@ class Observation:
     key_refused: bool = False
     status: WorkerStatus | None = None
     busy: bool = False
+    loading: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,9 +116,11 @@ class Failed:
 
     @property
     def sentences(self) -> str:
-        """What happened, what still runs, what to do; and the worker's last log lines."""
-        told = f"{self.what} {self.still_running} {self.what_to_do}"
-        return "\n".join([told, "The worker's last log lines:", *self.log_tail]) if self.log_tail else told
+        """What happened, what still runs, what to do, a line each; and the worker's last log lines."""
+        told = [self.what, self.still_running, self.what_to_do]
+        if log_tail := without_usage(self.log_tail):
+            told += ["The worker's last log lines:", *log_tail]
+        return "\n".join(filter(None, told))
 
 
 Outcome = Waiting | Ready | Failed
@@ -145,13 +153,46 @@ def likely_cause(log_tail: Sequence[str]) -> str | None:
     """The text of the log line that most likely names the cause of the worker's end, if one does.
 
     The worker's own decision comes first (what a server logs while it is ended is a consequence), then the
-    last exception, then what the worker saw of its server. Its other lines, such as "ready", name no cause.
+    last exception, what its command line has wrong, and what the worker saw of its server. Its other lines,
+    such as "ready", name no cause.
     """
-    for pattern in (_DECIDED, _EXCEPTION, _ENDED):
+    for pattern in (_DECIDED, _EXCEPTION, _ARGUMENT, _ENDED):
         found = [match.group(1) for line in log_tail if (match := pattern.search(line.rstrip()))]
         if found:
             return found[-1]
     return None
+
+
+def without_usage(log_tail: Sequence[str]) -> list[str]:
+    """The lines without the usage that argparse writes before what is wrong: it is longer than the screen."""
+    lines = list(log_tail)
+    error = next((place for place, line in enumerate(lines) if _ARGUMENT.search(line)), None)
+    if error is None:
+        return lines
+    usage = next((place for place, line in enumerate(lines[:error]) if _USAGE.search(line)), None)
+    if usage is None:
+        # Its first line is not among the last ones: all of them are options, up to the error.
+        usage = error
+        while usage and lines[usage - 1].strip().startswith(("[", "{", "--", "...")):
+            usage -= 1
+    return lines[:usage] + lines[error:]
+
+
+class UsageFilter:
+    """The same for lines that come one by one."""
+
+    def __init__(self) -> None:
+        self._in_usage = False
+
+    def hides(self, line: str) -> bool:
+        """Whether the next line is one of the usage's."""
+        if _ARGUMENT.search(line):
+            self._in_usage = False
+        elif _USAGE.search(line):
+            self._in_usage = True
+        elif self._in_usage and not line[:1].isspace():
+            self._in_usage = False
+        return self._in_usage
 
 
 def _dead(process: ProcessObservation) -> Failed:
@@ -175,6 +216,9 @@ def _missing(seen: Observation) -> str:
         return seen.process.doing
     elif not seen.answers:
         what = "the worker to serve the model"
+        if seen.loading:
+            more = f" ({seen.said})" if seen.said not in {"", NOT_LISTENING} else ""
+            return f"{what}: {seen.loading}{more}"
     elif not seen.listed:
         what = "the controller to list the model"
     else:

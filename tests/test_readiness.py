@@ -5,13 +5,16 @@ import itertools
 import pytest
 
 from airflow_arcadia.readiness import (
+    NOT_LISTENING,
     Failed,
     Observation,
     ProcessObservation,
     Ready,
+    UsageFilter,
     Waiting,
     decide,
     likely_cause,
+    without_usage,
 )
 
 ALIVE = ProcessObservation(True)
@@ -44,6 +47,47 @@ def test_what_it_waits_for_is_named_and_ends_with_the_time_out(seen: Observation
     assert isinstance(failed, Failed)
     assert what.replace("\\", "") in failed.what
     assert "startup_timeout" in failed.what_to_do
+
+
+def test_how_far_the_model_is_loaded_is_said():
+    waiting = at(1, Observation(ALIVE, loading="loading the weights (50 %)", said=NOT_LISTENING))
+    assert isinstance(waiting, Waiting)
+    assert waiting.what == "the worker to serve the model: loading the weights (50 %)"
+    refused = at(1, Observation(ALIVE, said="HTTP 500 from http://h:1", loading="starting the server"))
+    assert isinstance(refused, Waiting)
+    assert refused.what.endswith("starting the server (HTTP 500 from http://h:1)")
+
+
+USAGE = [
+    "INFO 11-26 [utils.py:1] before",
+    "usage: api_server.py [-h] [--headless] [--api-server-count API_SERVER_COUNT]",
+    "                     [--config CONFIG] [--host HOST]",
+    "                     [--dtype {auto,bfloat16,float,float16,float32,half}]",
+    "                     ...",
+]
+ERROR = "api_server.py: error: argument --dtype: invalid choice: 'float99' (choose from auto, half)"
+
+
+@pytest.mark.parametrize("usage", [USAGE, USAGE[2:]], ids=["whole", "begins before the last lines"])
+def test_what_is_wrong_with_a_command_line_comes_first_and_its_usage_is_cut(usage: list[str]):
+    lines = [*usage, ERROR, "arcadia: ended: vLLM's server failed with exit code 2; see the lines above"]
+    failed = at(1, Observation(ProcessObservation(False, "exit code 4", lines)))
+    assert isinstance(failed, Failed)
+    assert "argument --dtype: invalid choice: 'float99'" in failed.sentences.splitlines()[0]
+    assert "--headless" not in failed.sentences
+    assert "--host" not in failed.sentences
+    assert ERROR in failed.sentences
+
+
+def test_a_usage_is_cut_line_by_line_too():
+    usage = UsageFilter()
+    lines = [*USAGE, ERROR, "  after"]
+    assert [line for line in lines if not usage.hides(line)] == [USAGE[0], ERROR, "  after"]
+
+
+def test_a_log_without_a_usage_stays_whole():
+    assert without_usage(["  [a] b", "ValueError: c"]) == ["  [a] b", "ValueError: c"]
+    assert without_usage(["plain", ERROR]) == ["plain", ERROR]
 
 
 def test_a_worker_that_refuses_the_key_fails_at_once():

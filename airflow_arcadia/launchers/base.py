@@ -21,8 +21,6 @@ class Launcher(Protocol):
     """What a worker is, for messages: ``"a pod"``."""
     on_this_machine: bool
     """Whether its workers see this machine's files, so that a model's folder can be checked here first."""
-    log_is_a_file: bool
-    """Whether a handle's ``where["log"]`` is a file of this machine; else ``log_lines`` is the only way."""
     drain_seconds: float
     """Grace for running requests of a worker whose ``engine`` says nothing about it."""
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
 
 from airflow_arcadia.launchers.base import Launcher
-from airflow_arcadia.readiness import Observation, ProcessObservation
+from airflow_arcadia.loading import Loading
+from airflow_arcadia.readiness import NOT_LISTENING, Observation, ProcessObservation
 from airflow_arcadia.worker import WorkerHandle, WorkerStatus
 
 LOOK_S = 10.0
@@ -29,7 +31,8 @@ async def observe(launcher: Launcher, handle: WorkerHandle, api_key: str | None 
         process = await asyncio.wait_for(launcher.observe(handle), _PROCESS_S)
     except asyncio.TimeoutError:
         process = ProcessObservation(None)
-    return await evidence(process, handle, api_key, deadline=deadline)
+    seen = await evidence(process, handle, api_key, deadline=deadline)
+    return replace(seen, loading=str(Loading(process.log_tail)))
 
 
 async def evidence(
@@ -124,7 +127,7 @@ async def _post(
                 return None, f"HTTP {response.status} from {url}"
             answer = await response.json(content_type=None)
     except aiohttp.ClientConnectorError:
-        return None, "nothing listens there yet"
+        return None, NOT_LISTENING
     except asyncio.TimeoutError:
         return None, f"no answer from {url} within {timeout_s:.1f} s"
     except (aiohttp.ClientError, ValueError) as error:

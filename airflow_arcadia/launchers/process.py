@@ -54,7 +54,6 @@ class ProcessLauncher:
     name = "process"
     runs_as = "a process of this machine"
     on_this_machine = True
-    log_is_a_file = True
     drain_seconds = 10.0
 
     def __init__(
@@ -204,7 +203,8 @@ def _lines_from(path: Path, position: int) -> tuple[list[str], int]:
             read = file.read()
     except FileNotFoundError:
         return [], position
-    whole = read[: read.rfind(b"\n") + 1]
+    # A progress bar ends its lines with a carriage return.
+    whole = read[: max(read.rfind(b"\n"), read.rfind(b"\r")) + 1]
     return whole.decode(errors="replace").splitlines(), position + len(whole)
 
 

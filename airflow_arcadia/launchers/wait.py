@@ -11,7 +11,16 @@ from typing import Any
 
 from airflow_arcadia.launchers.base import Launcher
 from airflow_arcadia.launchers.probe import evidence
-from airflow_arcadia.readiness import Failed, Observation, ProcessObservation, Ready, Waiting, decide
+from airflow_arcadia.loading import Loading
+from airflow_arcadia.readiness import (
+    Failed,
+    Observation,
+    ProcessObservation,
+    Ready,
+    UsageFilter,
+    Waiting,
+    decide,
+)
 from airflow_arcadia.worker import WorkerHandle
 
 _FIRST_LOOK_S = 2.0
@@ -27,7 +36,7 @@ class Wait:
     :param poll_interval_s: seconds between two questions to the worker; its process is watched besides.
     :param keep_renewed: renews the lease until it is cancelled.
     :param say: takes one sentence whenever what is waited for changes.
-    :param log_line: takes the worker's own log lines; None leaves them where they are.
+    :param log_line: takes the worker's own log lines.
     """
 
     launcher: Launcher
@@ -38,7 +47,7 @@ class Wait:
     poll_interval_s: float
     keep_renewed: Callable[[], Coroutine[Any, Any, None]]
     say: Callable[[str], None]
-    log_line: Callable[[str], None] | None = None
+    log_line: Callable[[str], None] = lambda _: None
 
 
 class _Latest:
@@ -46,6 +55,7 @@ class _Latest:
 
     def __init__(self) -> None:
         self.process = ProcessObservation(None)
+        self.loading = Loading()
         self.changed = asyncio.Event()
 
     async def keep(self, wait: Wait) -> None:
@@ -54,13 +64,22 @@ class _Latest:
             if (process.alive, process.doing, process.probed) != (before.alive, before.doing, before.probed):
                 self.changed.set()
 
+    async def follow(self, wait: Wait) -> None:
+        """Pass the worker's log lines on, and read from them how far it is."""
+        usage = UsageFilter()
+        async for line in wait.launcher.log_lines(wait.handle):
+            self.loading.read(line)
+            if not usage.hides(line):
+                wait.log_line(line)
+
 
 async def wait_until_decided(wait: Wait) -> Ready | Failed:
     """Block until there is an outcome. Raises what the launcher or the lease says against waiting on."""
     latest = _Latest()
-    helpers = [asyncio.ensure_future(latest.keep(wait)), asyncio.ensure_future(wait.keep_renewed())]
-    if wait.log_line is not None:
-        helpers.append(asyncio.ensure_future(_tail(wait, wait.log_line)))
+    helpers = [
+        asyncio.ensure_future(helper)
+        for helper in (latest.keep(wait), wait.keep_renewed(), latest.follow(wait))
+    ]
     try:
         return await _decided(wait, latest, helpers)
     finally:
@@ -102,7 +121,7 @@ async def _evidence(wait: Wait, latest: _Latest) -> Observation:
             await asyncio.gather(asking, return_exceptions=True)
     if latest.process.alive is False:
         return Observation(latest.process)
-    return replace(asking.result(), process=latest.process)
+    return replace(asking.result(), process=latest.process, loading=str(latest.loading))
 
 
 async def _first(
@@ -117,8 +136,3 @@ async def _first(
     for other in others:
         if other.done():
             other.result()
-
-
-async def _tail(wait: Wait, log_line: Callable[[str], None]) -> None:
-    async for line in wait.launcher.log_lines(wait.handle):
-        log_line(line)

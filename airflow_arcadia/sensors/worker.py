@@ -109,7 +109,7 @@ class ArcadiaModelReadySensor(BaseSensorOperator):
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Return the handle from the trigger's event. Raises when the worker will not be ready."""
         if event["failed"]:
-            raise AirflowFailException(event["failed"])
+            raise self._failure(event["failed"])
         self.log.info("The model is ready at %s.", event["handle"]["url"])
         return dict(event["handle"])
 
@@ -143,9 +143,15 @@ class ArcadiaModelReadySensor(BaseSensorOperator):
 
     def _tell(self, outcome: Outcome, now: float) -> None:
         if isinstance(outcome, Failed):
-            raise AirflowFailException(outcome.sentences)
+            raise self._failure(outcome.sentences)
         if isinstance(outcome, Waiting) and outcome.what != self._said:
             self._said = outcome.what
             self.log.info("%.0f s: waiting for %s", now - self._started_at, outcome.what)
         if isinstance(outcome, Ready):
             self.log.info("The model is ready after %.1f s.", time.time() - self._started_at)
+
+    def _failure(self, sentences: str) -> AirflowFailException:
+        """The error to raise, after its lines are logged: Airflow shows an exception as one long line."""
+        for line in sentences.splitlines():
+            self.log.error("%s", line)
+        return AirflowFailException(sentences)

@@ -50,11 +50,11 @@ class ArcadiaModelReadyTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait until there is something to say."""
         try:
-            hook = await ArcadiaHook.loaded(self.arcadia_conn_id)
+            hook, handle = await ArcadiaHook.loaded(self.arcadia_conn_id), WorkerHandle.from_dict(self.handle)
             outcome = await wait_until_decided(
                 model_wait(
                     hook,
-                    WorkerHandle.from_dict(self.handle),
+                    handle,
                     started_at=self.started_at,
                     startup_timeout_s=self.startup_timeout,
                     poll_interval_s=self.poll_interval,
@@ -79,7 +79,7 @@ def model_wait(
     poll_interval_s: float,
     log: Any,
 ) -> Wait:
-    """The wait for a model, told in the task's log: what it waits for, and the lines of a pod's own log."""
+    """The wait for a model, told in the task's log: what it waits for, and the worker's own lines."""
     leases, launcher = hook.leases, hook.launcher(handle.launcher)
     return Wait(
         launcher=launcher,
@@ -90,6 +90,6 @@ def model_wait(
         poll_interval_s=poll_interval_s,
         keep_renewed=lambda: keep_renewed(leases, handle.held_by, log),
         say=lambda text: log.info("%s", text),
-        # The launch has named the file already.
-        log_line=None if launcher.log_is_a_file else lambda line: log.info("[%s] %s", handle.name, line),
+        # In the task's log they outlive the worker, whose own log goes with it.
+        log_line=lambda line: log.info("[%s] %s", handle.name, line),
     )

@@ -150,3 +150,18 @@ async def test_all_the_evidence_makes_it_ready_and_renews_the_lease(
     renewed = store.read(lease.name)
     assert renewed is not None
     assert renewed.renewed_at > lease.renewed_at
+
+
+def test_the_workers_own_log_is_in_the_tasks_log_where_it_outlives_the_worker(
+    store: LeaseStore, lease: Lease, worker_python: str, capsys: pytest.CaptureFixture[str]
+):
+    handle = launch(store, lease, worker_python)
+    with pytest.raises(AirflowFailException, match="--no-such-flag"):
+        sensor(handle, deferrable=False).execute(make_context())
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in said if f"[{handle.name}] api_server.py: error: " in line]
+    assert not [line for line in said if "[--headless]" in line], "vLLM's usage is longer than the screen"
+    first, second, *_ = [line for line in said if "[error" in line]
+    assert "The worker ended before it was ready" in first
+    assert "--no-such-flag" in first
+    assert "It is no longer running." in second

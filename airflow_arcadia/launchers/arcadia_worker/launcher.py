@@ -58,7 +58,6 @@ class CustomResourceLauncher:
     name = LAUNCHER
     runs_as = "Arcadia's Worker"
     on_this_machine = False
-    log_is_a_file = False
     drain_seconds = 10.0
 
     def __init__(

@@ -38,7 +38,6 @@ class PodLauncher:
     name = "pod"
     runs_as = "a pod"
     on_this_machine = False
-    log_is_a_file = False
     drain_seconds = 30.0
 
     def __init__(
