@@ -57,7 +57,7 @@ def judge(batch: Mapping[str, Any]) -> State:
         errors = (batch.get("errors") or {}).get("data") or [{}]
         return Ended(errors[0].get("message") or f"The batch was {status}.")
     raw = batch.get("progress")
-    return Running(Progress(**raw) if raw else None)
+    return Running(Progress.from_dict(raw) if raw else None)
 
 
 class RemoteBatches:

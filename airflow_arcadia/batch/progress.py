@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,8 @@ class Progress:
     :param rows_per_s: over the last seconds.
     :param tokens_per_s: generated tokens, over the last seconds.
     :param eta_s: seconds left at this rate; None while nothing is known.
+    :param prompt_tokens: as the engine counted them, earlier attempts included.
+    :param completion_tokens: likewise.
     """
 
     done: int
@@ -45,6 +48,8 @@ class Progress:
     rows_per_s: float
     tokens_per_s: float
     eta_s: float | None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
     def __str__(self) -> str:
         """One line for a log."""
@@ -57,6 +62,12 @@ class Progress:
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe form."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Progress:
+        """Inverse of :meth:`to_dict`; what a worker of another version says beside it is left out."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{key: value for key, value in raw.items() if key in known})
 
 
 class History:
@@ -106,4 +117,6 @@ class Meter:
             rows_per_s=rate,
             tokens_per_s=(counts.completion_tokens - tokens_then) / elapsed if elapsed > 0 else 0.0,
             eta_s=(self._total - done) / rate if rate > 0 else None,
+            prompt_tokens=counts.prompt_tokens,
+            completion_tokens=counts.completion_tokens,
         )

@@ -78,8 +78,8 @@ async def run_batch_async(
     A batch that was interrupted goes on after its committed rows; one that is finished returns its summary
     again and sends nothing.
 
-    :param on_progress: called with the progress, at most every ``progress_interval_s`` seconds and once at
-        the end. An error it raises is logged, and the batch goes on.
+    :param on_progress: called with the progress: before the first row is sent, then every
+        ``progress_interval_s`` seconds, and at the end. An error it raises is logged, and the batch goes on.
     :param should_stop: asked several times a second; True commits what is answered and ends the batch.
     :param connect: makes the client for an endpoint.
     :param on_phase: called when the validated input's rows are about to be sent, and when all of them are
@@ -246,6 +246,7 @@ class _Run:
         spec = self._spec
         writer = SegmentWriter(job, spec.segment_rows, spec.segment_seconds)
         meter = Meter(job.manifest.rows, job.counts, time.monotonic())
+        self._report(meter.progress(job.counts, time.monotonic()))
         rows = Rows(self._ready.rows, self._ready.index)
         pending = job.pending(None if self._order is None else read_order(self._order))
         queue = self._queue = RowQueue(pending, self._servers, suspects)

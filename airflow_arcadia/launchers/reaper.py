@@ -83,12 +83,21 @@ class Report:
     :param kept: names of the leases that are held.
     :param errors: by lease, why it could not be dealt with.
     :param warm: of the leases that are held, those whose worker waits for its next run.
+    :param lapsed: names of leases past their time of which something is still there after the sweep.
+    :param gpus: of what runs under the leases that are kept, by lease.
     """
 
     reaped: list[Reaped] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     errors: dict[str, str] = field(default_factory=dict)
     warm: list[str] = field(default_factory=list)
+    lapsed: list[str] = field(default_factory=list)
+    gpus: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def gpus_held(self) -> int:
+        """GPUs of all that is kept."""
+        return sum(self.gpus.values())
 
     @property
     def gpu_hours(self) -> float:
@@ -142,19 +151,24 @@ def reap(
     """
     report = Report()
     for held in backend.held():
+        gone = False
         try:
             why = only(held) if only else why_unheld(held, run_state, now)
+            gpus = backend.gpus(held.name)
             if why is None:
                 report.kept.append(held.name)
+                report.gpus[held.name] = gpus
                 if held.lease is not None and held.lease.warm is not None and not held.lease.warm.uses:
                     report.warm.append(held.name)
-                continue
-            gpus = backend.gpus(held.name)
-            since = held.lease.renewed_at if held.lease else held.changed_at
-            left = [] if dry_run else backend.end(held, grace_s=grace_s)
-            hours = max(0.0, now - since) / 3600
-            report.reaped.append(Reaped(held.name, why, gpus, hours, tuple(left)))
+            else:
+                since = held.lease.renewed_at if held.lease else held.changed_at
+                left = [] if dry_run else backend.end(held, grace_s=grace_s)
+                hours = max(0.0, now - since) / 3600
+                report.reaped.append(Reaped(held.name, why, gpus, hours, tuple(left)))
+                gone = not dry_run and not left
         except (ArcadiaError, OSError) as error:
             log.warning("Lease %s was not dealt with: %s", held.name, error)
             report.errors[held.name] = str(error)
+        if not gone and held.lease is not None and now >= held.lease.expires_at:
+            report.lapsed.append(held.name)
     return report

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError, BatchEr
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, fail_without_retry
 from airflow_arcadia.launchers.monitor import WorkerWatch, gone_error
 from airflow_arcadia.launchers.renewal import LeaseKeeper
+from airflow_arcadia.metrics import BatchMetrics
 from airflow_arcadia.operators import _failed_rows
 from airflow_arcadia.operators._asset_events import record_answers
 from airflow_arcadia.operators._lineage import batch_lineage
@@ -132,7 +134,8 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the batch, and return its summary."""
-        with fail_without_retry():
+        metrics = _metrics(context)
+        with fail_without_retry(), _failure_counted(metrics):
             handles = self._handles()
             spec = self._spec(context)
             _check_run_in(self.run_in)
@@ -141,7 +144,8 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
                 if (done := self._finished(spec)) is not None:
                     return self._done(done, context)
                 self._defer_to(handles, spec, context)
-            summary = self._run_here(handles, spec, context)
+            summary = self._run_here(handles, spec, context, metrics)
+        metrics.finished(summary)
         return self._done(summary, context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
@@ -162,16 +166,26 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
             if (done := self._finished(self._spec(context))) is not None:
                 self.log.info("The batch is finished; its worker is not there any more: %s", event["failed"])
                 return self._done(done, context)
+            _metrics(context).failed()
             kind = AirflowException if event["retryable"] else AirflowFailException
             raise kind(event["failed"])
-        return self._done(BatchSummary(**event["summary"]), context)
+        summary = BatchSummary(**event["summary"])
+        _metrics(context).finished_in_worker(summary)
+        return self._done(summary, context)
 
     def on_kill(self) -> None:
         """Stop at the next committed row; a retry goes on from there."""
         self._stop.set()
 
-    def _run_here(self, handles: Sequence[WorkerHandle], spec: BatchSpec, context: Context) -> BatchSummary:
+    def _run_here(
+        self, handles: Sequence[WorkerHandle], spec: BatchSpec, context: Context, metrics: BatchMetrics
+    ) -> BatchSummary:
         """Run the batch in this task, with the workers watched and their leases renewed."""
+
+        def report(progress: Progress) -> None:
+            metrics.progress(progress)
+            self._report(progress, context)
+
         hook = ArcadiaHook(self.arcadia_conn_id)
         with (
             WorkerWatch(hook.launchers(), handles) as watch,
@@ -181,7 +195,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
                 return run_batch(
                     spec,
                     [Endpoint(handle.url, hook.api_key) for handle in handles],
-                    on_progress=lambda progress: self._report(progress, context),
+                    on_progress=report,
                     progress_interval_s=self.progress_interval,
                     should_stop=lambda: self._stop.is_set() or watch.all_lost or renewal.error is not None,
                 )
@@ -294,6 +308,21 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         self.log.info("%s", progress)
         self._history.add(time.time(), progress)
         _keep(context, PROGRESS_KEY, {**progress.to_dict(), "history": self._history.points})
+
+
+def _metrics(context: Context) -> BatchMetrics:
+    ti = context["ti"]
+    return BatchMetrics({"dag_id": ti.dag_id, "task_id": ti.task_id})
+
+
+@contextlib.contextmanager
+def _failure_counted(metrics: BatchMetrics) -> Iterator[None]:
+    """Count an attempt that ends with an error; a deferral is none."""
+    try:
+        yield
+    except ArcadiaError:
+        metrics.failed()
+        raise
 
 
 def _keep(context: Context, key: str, value: Any) -> None:

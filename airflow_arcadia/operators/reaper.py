@@ -10,6 +10,7 @@ from airflow.sdk import BaseOperator
 from airflow_arcadia.exceptions import ArcadiaError, TeardownError
 from airflow_arcadia.launchers.reaper import Report
 from airflow_arcadia.lease import Identity
+from airflow_arcadia.metrics import swept
 from airflow_arcadia.reap import environment_connection_ids, lines_of, reap_connection
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class ArcadiaReapWorkersOperator(BaseOperator):
             except ArcadiaError as error:
                 wrong.append(f"{conn_id}: {error}")
                 continue
+            swept(conn_id, report)
             for line in lines_of(conn_id, report, dry_run=self.report_only):
                 self.log.info("%s", line)
             wrong += _wrong(conn_id, report)

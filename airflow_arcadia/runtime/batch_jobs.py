@@ -37,6 +37,7 @@ from airflow_arcadia.runtime.files.batch_files import BatchFiles
 from airflow_arcadia.runtime.files.store import BATCH, FileRefused, FileStore, StoredFile, new_id
 from airflow_arcadia.runtime.files.upload import lifetime
 from airflow_arcadia.runtime.log import say
+from airflow_arcadia.runtime.worker_metrics import BatchCounters
 
 PROGRESS_INTERVAL_S = 1.0
 MAX_CLIENT_BATCHES = 1000
@@ -57,6 +58,7 @@ class BatchJobs:
     :param connect: makes the client of the endpoint.
     :param allowed: what clients may name.
     :param store: what clients upload, and what their batches write.
+    :param counters: count what the batches do.
     :param on_rows: called every second in which a batch got further.
     """
 
@@ -69,10 +71,12 @@ class BatchJobs:
         connect: Callable[[Endpoint], Client],
         allowed: AllowedUris,
         store: FileStore,
+        counters: BatchCounters | None = None,
         on_rows: Callable[[], None] = lambda: None,
     ) -> None:
         self._endpoint, self._connect, self._allowed = endpoint, connect, allowed
         self._on_rows = on_rows
+        self._counters = counters or BatchCounters()
         self._model = model
         self._folder = folder
         self._batches: dict[str, Batch] = {}
@@ -94,6 +98,11 @@ class BatchJobs:
     def seconds_since_progress(self) -> float | None:
         """Seconds since a batch last answered a row; None where none has yet."""
         return None if self._progress_at is None else time.monotonic() - self._progress_at
+
+    @property
+    def number_running(self) -> int:
+        """How many batches run."""
+        return len(self._tasks)
 
     def resume(self) -> None:
         """Continue what an earlier process of this worker did not end."""
@@ -257,6 +266,7 @@ class BatchJobs:
             await self._end(batch, "completed")
 
     def _note(self, batch: Batch, progress: Progress) -> None:
+        self._counters.note(batch.progress, progress, time.time())
         if progress.done > (batch.progress or {}).get("done", 0):
             self._progress_at = time.monotonic()
             self._on_rows()

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 import traceback
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
@@ -44,7 +45,13 @@ from airflow_arcadia.runtime.request_limits import MAX_BODY_BYTES, RequestRefuse
 from airflow_arcadia.runtime.safe_redirects import refuse_redirects_to_other_hosts
 from airflow_arcadia.runtime.server_reports import ask_to_end, report_registered
 from airflow_arcadia.runtime.vllm_patches import header_timeout
-from airflow_arcadia.runtime.worker_metrics import METRICS_PATH, add_metrics
+from airflow_arcadia.runtime.worker_metrics import (
+    METRICS_PATH,
+    BatchCounters,
+    WorkerMetrics,
+    add_metrics,
+    lease_expires_at,
+)
 from airflow_arcadia.worker import PlacedWorker, WorkerStatus
 
 HEALTH_PATH = "/health"
@@ -71,6 +78,9 @@ class ArcadiaMiddleware:
         self._cause = "the model is being loaded"
         """What stands in the way of its being ready."""
         self._in_flight = self._requests = 0
+        self._started_at = time.monotonic()
+        self._ready_seconds: float | None = None
+        self._counters = BatchCounters()
         self._scope: Scope = {"asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http"}
         self._registration: Registration | None = None
         self._keeping: asyncio.Task[None] | None = None
@@ -90,6 +100,7 @@ class ArcadiaMiddleware:
             connect=lambda _: InProcessClient(self._rows, self._client),
             allowed=AllowedUris(self._spec.allowed_uris),
             store=self._files,
+            counters=self._counters,
             on_rows=LeaseExtension(self._spec.lease_file).renew_when_due,
         )
         token = read_secret(self._spec.batch_token_file, "batch token")
@@ -139,7 +150,7 @@ class ArcadiaMiddleware:
         if path == HEALTH_PATH and (problem := self._problem()):
             await refuse(send, 503, problem)
         elif path == METRICS_PATH:
-            await add_metrics(self._client, send, self._status, self._cause)
+            await add_metrics(self._client, send, await asyncio.to_thread(self._metrics))
         elif path in OPEN_PATHS:
             await self._app(scope, receive, send)
         elif path == STATUS_PATH:
@@ -223,6 +234,17 @@ class ArcadiaMiddleware:
             "cause": self._cause,
             "seconds_since_batch_progress": self._batches.seconds_since_progress,
         }
+
+    def _metrics(self) -> WorkerMetrics:
+        return WorkerMetrics.of(
+            self._spec,
+            self._status,
+            self._cause,
+            running=self._batches.number_running,
+            ready_seconds=self._ready_seconds,
+            lease_expires_at=lease_expires_at(self._spec.lease_file),
+            batches=self._counters,
+        )
 
     def _problem(self) -> str | None:
         """Why the worker is not healthy; a draining one is."""
@@ -327,6 +349,8 @@ class ArcadiaMiddleware:
 
     def _become_ready(self) -> None:
         self._status, self._cause = WorkerStatus.READY, ""
+        if self._ready_seconds is None:
+            self._ready_seconds = time.monotonic() - self._started_at
         say(f"ready: {self._spec.served_model_name} at {self._spec.url}")
         if self._registration is not None:
             report_registered(True)

@@ -19,7 +19,7 @@ from airflow_arcadia.launchers.wait import wait_until_decided
 from airflow_arcadia.operators._requirements import require_handle
 from airflow_arcadia.readiness import Failed, Outcome, Ready, Waiting, decide
 from airflow_arcadia.triggers.timeouts import deferral_timeout
-from airflow_arcadia.triggers.worker import ArcadiaModelReadyTrigger, model_wait
+from airflow_arcadia.triggers.worker import ArcadiaModelReadyTrigger, count_outcome, model_wait
 from airflow_arcadia.validation import PositiveSeconds, Seconds, parse
 from airflow_arcadia.worker import DEFAULT_STARTUP_TIMEOUT_S
 
@@ -142,6 +142,8 @@ class ArcadiaModelReadySensor(BaseSensorOperator):
         return dict(self.worker)
 
     def _tell(self, outcome: Outcome, now: float) -> None:
+        if not isinstance(outcome, Waiting):
+            count_outcome(outcome, require_handle(self.worker), self._started_at)
         if isinstance(outcome, Failed):
             raise self._failure(outcome.sentences)
         if isinstance(outcome, Waiting) and outcome.what != self._said:

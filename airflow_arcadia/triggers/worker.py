@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -11,7 +12,8 @@ from airflow_arcadia.exceptions import ArcadiaError
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
 from airflow_arcadia.launchers.renewal import keep_renewed
 from airflow_arcadia.launchers.wait import Wait, wait_until_decided
-from airflow_arcadia.readiness import Failed
+from airflow_arcadia.metrics import worker_failed, worker_ready
+from airflow_arcadia.readiness import Failed, Ready
 from airflow_arcadia.worker import WorkerHandle
 
 
@@ -64,10 +66,19 @@ class ArcadiaModelReadyTrigger(BaseTrigger):
         except ArcadiaError as error:
             yield self._event(str(error))
             return
+        count_outcome(outcome, handle, self.started_at)
         yield self._event(outcome.sentences if isinstance(outcome, Failed) else None)
 
     def _event(self, failed: str | None) -> TriggerEvent:
         return TriggerEvent({"handle": self.handle, "failed": failed})  # type: ignore[no-untyped-call]
+
+
+def count_outcome(outcome: Ready | Failed, handle: WorkerHandle, started_at: float) -> None:
+    """Send the metric of how a wait ended."""
+    if isinstance(outcome, Ready):
+        worker_ready(time.time() - started_at, handle.launcher)
+    else:
+        worker_failed(handle.launcher)
 
 
 def model_wait(

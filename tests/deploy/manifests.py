@@ -18,8 +18,9 @@ def documents(name: str) -> list[dict[str, Any]]:
 
 
 def everything() -> list[dict[str, Any]]:
-    """All objects of all files but kustomize's own."""
-    names = sorted(path.name for path in DEPLOY.glob("*.yaml") if path.name != "kustomization.yaml")
+    """All objects of all files but kustomize's own and Prometheus' rules."""
+    others = {"kustomization.yaml", "alerts.yaml"}
+    names = sorted(path.name for path in DEPLOY.glob("*.yaml") if path.name not in others)
     return [item for name in names for item in documents(name)]
 
 

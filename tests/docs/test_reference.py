@@ -18,7 +18,7 @@ from airflow_arcadia.provider_info import get_provider_info
 from airflow_arcadia.ray_cluster.kuberay.settings import KubeRaySpec
 from airflow_arcadia.runtime.access import OPEN_PATHS
 from airflow_arcadia.runtime.batch_routes import PREFIX
-from airflow_arcadia.runtime.worker_metrics import worker_lines
+from airflow_arcadia.runtime.worker_metrics import WorkerMetrics
 from airflow_arcadia.worker import (
     _ONLY_READ,
     VARIABLES,
@@ -94,7 +94,7 @@ def test_every_field_of_the_connection_says_what_it_is():
 
 
 def test_every_metric_and_state_of_a_worker_is_explained():
-    text = worker_lines(WorkerStatus.STARTING, "the model is being loaded").decode()
+    text = WorkerMetrics(WorkerStatus.STARTING, "the model is being loaded").text().decode()
     names = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
     states = set(re.findall(r'status="(\w+)"', text))
     assert names

@@ -34,6 +34,9 @@ from airflow_arcadia.worker import WorkerHandle
 from tests.airflow_context import DictStore, make_context, set_connection
 from tests.batch.fake_engine import FakeEngine, serving
 from tests.conftest import ROOT, wait_for
+from tests.statsd_listener import Listener, statsd
+
+__all__ = ["statsd"]
 
 
 @pytest.fixture(autouse=True)
@@ -422,3 +425,22 @@ def test_on_airflow_before_3_3_what_is_kept_beside_the_task_is_an_xcom():
     context = make_context()
     _keep(context, "key", 1)
     assert context["task_state_store"] == {"key": 1}
+
+
+async def test_a_batch_is_measured_while_it_runs(
+    worker: dict[str, Any], tmp_path: Path, engine: FakeEngine, statsd: Listener
+):
+    (tmp_path / "in.jsonl").write_text("".join(f'{{"prompt": "p{i}"}}\n' for i in range(30)))
+    summary, _ = await answer(worker, tmp_path)
+    statsd.read()
+    assert statsd.sum("arcadia.batch.rows", outcome="ok", dag_id="dag", task_id="task") == 30
+    assert statsd.sum("arcadia.batch.tokens", kind="completion") == summary["completion_tokens"]
+    assert statsd.sum("arcadia.batch.ended", outcome="success") == 1
+    await answer(worker, tmp_path)
+    assert statsd.read().sum("arcadia.batch.ended") == 1, "it was finished before: nothing was done"
+
+
+async def test_an_attempt_that_fails_is_counted(worker: dict[str, Any], tmp_path: Path, statsd: Listener):
+    with pytest.raises(AirflowFailException, match="does not exist"):
+        await answer(worker, tmp_path)
+    assert statsd.read().sum("arcadia.batch.ended", outcome="failed") == 1

@@ -155,6 +155,7 @@ async def test_a_hang_is_named_everywhere_and_so_is_its_end(serve: Any, capsys: 
         assert engine.listed == []
         _, metrics = await worker.get("/metrics")
         assert 'arcadia_worker_status{status="hung"} 1' in metrics
+        assert "arcadia_worker_ready_seconds " in metrics
         assert 'arcadia_worker_problem{cause="the engine hangs: no token' in metrics
         assert "vllm:generation_tokens_total" in metrics
         # Its clients have left: that alone is no recovery.
