@@ -26,7 +26,7 @@ test: setup ## run the test suite, real engines and a whole Airflow included
 	$(PYTEST) $(IN_PARALLEL) -m "not chaos" $(ARGS)
 
 test-fast: setup ## run what needs no engine, no scheduler and no cluster: under a minute
-	$(PYTEST) $(IN_PARALLEL) -m "not slow and not chaos and not engine and not e2e and not cluster" $(ARGS)
+	$(PYTEST) $(IN_PARALLEL) -m "not slow and not chaos and not engine and not e2e and not airflow and not cluster" $(ARGS)
 
 test-kubernetes: setup ## run the Kubernetes suite alone; on a real cluster with ARCADIA_TEST_KUBECONFIG
 	$(PYTEST) tests/kubernetes $(ARGS)

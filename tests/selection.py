@@ -20,7 +20,11 @@ STAMP = ROOT / "var" / "loopback-cluster.tested"
 REASON = "the loopback cluster has not changed since its own tests passed; make test-loopback runs them"
 
 CLUSTER_FIXTURES = frozenset({"cluster", "loopback"})
-SERIAL_MARKS = ("pytest.mark.engine", "pytest.mark.e2e")
+CHAINS = {
+    "engine": ("pytest.mark.engine", "pytest.mark.e2e"),
+    "airflow": ("pytest.mark.airflow",),
+}
+"""Files with one of these marks run one after another in one process; each chain beside the others."""
 _TESTED = pytest.StashKey[set[str]]()
 
 
@@ -69,26 +73,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @functools.cache
-def starts_an_engine(file: str) -> bool:
-    """Whether any test of that file, a path below the repository, is marked as one that starts an engine."""
+def chain_of(file: str) -> str | None:
+    """The chain that a file, a path below the repository, belongs to; None for one that runs beside all."""
     text = (ROOT / file).read_text(encoding="utf-8")
-    return any(mark in text for mark in SERIAL_MARKS)
+    return next((chain for chain, marks in CHAINS.items() if any(mark in text for mark in marks)), None)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Schedule every file that starts engines in one process, one test after another, beside all other tests.
+    """Schedule every file that starts engines in one process, and every one with only an Airflow in another.
 
-    Two engines at once would wait for each other's memory, and each looks at /dev/shm. pytest-xdist's own
-    groups (``--dist loadgroup``) have no effect with pytest 9.2, which keeps a test's id elsewhere.
+    Two engines at once would wait for each other's memory, and each looks at /dev/shm; two Airflows take more
+    than two cores. pytest-xdist's own groups (``--dist loadgroup``) have no effect with pytest 9.2, which
+    keeps a test's id elsewhere.
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    class EnginesInOneProcess(LoadScopeScheduling):
+    class ChainsInOneProcess(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "engine" if starts_an_engine(nodeid.split("::", maxsplit=1)[0]) else nodeid
+            return chain_of(nodeid.split("::", maxsplit=1)[0]) or nodeid
 
-    return EnginesInOneProcess(config, log)
+    return ChainsInOneProcess(config, log)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

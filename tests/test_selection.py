@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.selection import LOOPBACK, ROOT, covers, fingerprint, own_tests_wanted
+from tests.selection import LOOPBACK, ROOT, chain_of, covers, fingerprint, own_tests_wanted
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,19 @@ def test_only_a_run_of_all_its_files_counts_as_tested():
     files = ["test_a.py", "test_b.py"]
     assert not covers(["tests/loopback_cluster/test_a.py::test_1"], files)
     assert covers(["tests/loopback_cluster/test_a.py::test_1", "x/test_b.py::test_2[3]@engine"], files)
+
+
+@pytest.mark.parametrize(
+    ("file", "chain"),
+    [
+        ("tests/engine/test_hang.py", "engine"),
+        ("tests/e2e/test_scheduled_runs.py", "engine"),
+        ("tests/lifecycle/test_matrix.py", "airflow"),
+        ("tests/test_lease.py", None),
+    ],
+)
+def test_engines_and_whole_airflows_have_a_chain_each(file: str, chain: str | None):
+    assert chain_of(file) == chain
 
 
 @pytest.mark.slow

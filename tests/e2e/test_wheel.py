@@ -32,7 +32,7 @@ def uv_and_environment() -> tuple[str, dict[str, str]]:
     return setup.find_uv(sys.executable, env), env
 
 
-@pytest.mark.e2e
+@pytest.mark.airflow
 def test_the_wheel_alone_lists_the_provider_and_imports_the_minimal_dag(tmp_path: Path):
     uv, env = uv_and_environment()
     env |= {"AIRFLOW_HOME": str(tmp_path / "airflow"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}

@@ -13,7 +13,7 @@ from tests.lifecycle.matrix import HEADER, Result, Together, choose, outages, ru
 from tests.lifecycle.stage import lifecycle_stage
 
 
-@pytest.mark.e2e
+@pytest.mark.airflow
 @pytest.mark.timeout(600)
 def test_after_representative_events_nothing_is_left_and_the_runs_state_is_true(tmp_path: Path):
     cases = [case for case in CASES if case.representative]
