@@ -184,8 +184,15 @@ class Lease:
 
     @property
     def renewal_interval_s(self) -> float:
-        """Seconds between two renewals."""
-        return self.duration_s / _RENEWALS_PER_DURATION
+        """Seconds between two renewals: those that the shortest of several uses needs."""
+        uses = self.warm.uses if self.warm else ()
+        return min((use.duration_s for use in uses), default=self.duration_s) / _RENEWALS_PER_DURATION
+
+    @property
+    def last_renewed_at(self) -> float:
+        """When it was last renewed: by the one of several users that has not done so for longest."""
+        uses = self.warm.uses if self.warm else ()
+        return min((use.renewed_at for use in uses), default=self.renewed_at)
 
     def lapsed(self, now: float) -> bool:
         """Whether nobody on Airflow's side holds it any more."""

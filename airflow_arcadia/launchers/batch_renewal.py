@@ -65,7 +65,7 @@ class BatchRenewal:
 
 def is_due(lease: Lease, now: float) -> bool:
     """Whether somebody should have renewed the lease by now: only then its workers are asked."""
-    return not lease.released and now >= lease.renewed_at + lease.renewal_interval_s
+    return not lease.released and now >= lease.last_renewed_at + lease.renewal_interval_s
 
 
 def progressed_at(answers: Sequence[object], now: float) -> float | None:
@@ -108,12 +108,14 @@ async def _renewed(session: Session, due: Sequence[Lease], now: float) -> dict[s
     found: dict[str, Lease] = {}
     for lease, told in zip(due, answers, strict=True):
         moment = progressed_at(told, now)
-        if moment is None or moment <= lease.renewed_at:
+        if moment is None or moment <= lease.last_renewed_at:
             continue
-        try:
-            found[lease.name] = await _renew(session, lease.name, moment)
-        except ArcadiaError as error:
-            log.warning("Lease %s, whose batch gets further, was not renewed: %s", lease.name, error)
+        # Whose batch gets further in a warm worker is not known: it is renewed for all who use it.
+        for name in [lease.name, *(use.user for use in (lease.warm.uses if lease.warm else ()))]:
+            try:
+                found[name] = await _renew(session, name, moment)
+            except ArcadiaError as error:
+                log.warning("Lease %s, whose batch gets further, was not renewed: %s", name, error)
     return found
 
 

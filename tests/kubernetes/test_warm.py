@@ -16,6 +16,8 @@ import pytest
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
 from airflow_arcadia.hooks.kubernetes import kubernetes_api
 from airflow_arcadia.kubernetes.leases import KubernetesLeases, lease_object, parse_lease
+from airflow_arcadia.launchers.batch_renewal import BatchRenewal
+from airflow_arcadia.launchers.reaper import Held
 from airflow_arcadia.lease import Identity, Lease, Owned, Use, Warm
 from airflow_arcadia.operators.ray_cluster import ArcadiaProvisionRayClusterOperator
 from airflow_arcadia.operators.worker import ArcadiaReserveWorkerOperator
@@ -24,7 +26,7 @@ from tests.airflow_context import make_context
 from tests.conftest import ROOT, wait_for
 from tests.kubernetes import arcadia
 from tests.kubernetes.rays import made_here, ray_clusters, start_kuberay
-from tests.kubernetes.workers import Run, connect, stand_in
+from tests.kubernetes.workers import STAND_IN, Run, connect, stand_in, where
 from tests.loopback_cluster.cluster import Cluster, Loopback
 
 Make = Callable[[str], "WarmRun"]
@@ -165,6 +167,26 @@ def test_the_object_and_the_lease_are_the_same_thing():
     warm = Warm("0123456789abcdef", 2, 9.5, 8.5, (Use("r", 1.5, 60.0, 600.0),), "r", {"w": {"name": "w"}})
     lease = Lease("l", Identity("", "k", "g", 3), 1.5, 2.5, 60.0, (Owned("worker", "w", "pod"),), warm=warm)
     assert parse_lease(lease_object(lease)) == lease
+
+
+def test_a_batch_that_gets_further_renews_the_worker_and_the_runs_that_use_it(
+    leases: KubernetesLeases, cluster: Cluster, loopback: Loopback
+):
+    """Airflow is away; the lease watcher looks."""
+    answer = "ANSWERS.get(self.path, {})"
+    program = STAND_IN.replace(answer, f"{{**{answer}, 'seconds_since_batch_progress': 0.0}}")
+    container = {"name": "worker", "command": ["python3", "-c", program]}
+    pod = {"image": cluster.python_image, **where(), "full_pod_spec": {"spec": {"containers": [container]}}}
+    run = WarmRun(cluster, "manual__1", made_from={"pod": pod})
+    name = run.all()["lease"]
+    api = kubernetes_api(cluster.airflow_connection["extra"], cluster.namespace)
+    held = [Held(lease, leases.read(lease), 0.0) for lease in (run.lease, name)]
+    later = time.time() + 1300  # past a third of the lease
+    renewed = {item.name: item.lease for item in BatchRenewal(api).renew(held, later)}
+    for lease in renewed.values():
+        assert lease is not None
+        assert lease.last_renewed_at == pytest.approx(later, abs=1)
+    run.teardown(grace=0)
 
 
 @pytest.mark.engine

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from airflow_arcadia.launchers.batch_renewal import PROGRESS_AGE, is_due, progressed_at, status_url
-from airflow_arcadia.lease import Identity, Lease
+from airflow_arcadia.lease import Identity, Lease, Use, Warm
 
 NOW = 1_000_000.0
 LEASE = Lease("l", Identity("d", "r", "g"), NOW, NOW, 60.0)
@@ -18,6 +18,13 @@ def test_a_worker_is_asked_once_a_renewal_is_late_and_not_before():
     assert not is_due(LEASE, NOW + 19)
     assert is_due(LEASE, NOW + 20)
     assert not is_due(replace(LEASE, released=True), NOW + 20), "a released lease is never renewed"
+
+
+def test_a_shared_worker_is_asked_for_the_run_that_is_late_although_another_renews():
+    uses = (Use("late", NOW, 60.0, 600.0), Use("other", NOW + 19, 3600.0, 600.0))
+    lease = replace(LEASE, renewed_at=NOW + 19, duration_s=3600, warm=Warm("k", 1, NOW + 9e4, uses=uses))
+    assert not is_due(lease, NOW + 19)
+    assert is_due(lease, NOW + 20)
 
 
 def test_the_last_progress_of_any_worker_counts():

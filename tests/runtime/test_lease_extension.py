@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.runtime.lease_extension import LeaseExtension
-from tests.conftest import wait_for
+from airflow_arcadia.warm import Request, use_of
+from tests.conftest import unique_identity, wait_for
 
 
 def renewed_at(store: LeaseStore, lease: Lease) -> float:
@@ -69,3 +71,23 @@ def test_a_short_lease_is_renewed_again_in_time(store: LeaseStore, lease: Lease)
         return len(seen) > 3
 
     wait_for(again, 10, "several renewals")
+
+
+def test_a_warm_worker_renews_for_the_runs_that_use_it(store: LeaseStore):
+    """Whose batch it is, it does not know; a run that is gone is not brought back."""
+    before = time.time() - 1000
+    run = store.reserve(unique_identity(), before)
+    use = use_of(run, 600, before)
+    gone = dataclasses.replace(use, user="gone-0123456789")
+    lease = Request("k", "m").new(0, use, before)
+    assert lease.warm is not None
+    lease = dataclasses.replace(lease, warm=dataclasses.replace(lease.warm, uses=(use, gone)))
+    assert store.create(lease)
+    LeaseExtension(store.file(lease.name)).renew_when_due()
+
+    def renewed(name: str) -> bool:
+        held = store.read(name)
+        return held is not None and held.last_renewed_at > before + 900
+
+    wait_for(lambda: renewed(run.name) and renewed(lease.name), 10, "both to be renewed")
+    assert store.read("gone-0123456789") is None
