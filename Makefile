@@ -40,11 +40,11 @@ test-chaos: setup ## kill the processes of a real batch fifty times (make test d
 chaos: setup ## N random sets of faults around batches on mock engines: rows lost, doubled, wrong; make chaos N=200
 	$(BIN)/python -m tests.batch.chaos $(N) $(ARGS)
 
-matrix: setup ## kill, mark, time out and clear runs on a whole Airflow in every step: nothing is left
+matrix: setup ## kill, mark, time out, clear runs in every step, of processes and in a cluster; ARGS="--in cluster"
 	$(BIN)/python -m tests.lifecycle.matrix --table docs/lifecycle.md $(ARGS)
 
 N ?= 200
-soak: setup ## N random paths of the matrix: make soak N=200
+soak: setup ## N random paths of the matrix, of both: make soak N=200
 	$(BIN)/python -m tests.lifecycle.matrix --soak $(N) $(ARGS)
 
 test-fuzz: setup ## send a worker's server 10,000 odd requests twice (make test sends 400)

@@ -17,6 +17,7 @@ AT_ONCE_S, BY_NET_S = 30.0, 120.0
 """How soon everything must be gone: by itself, or where only the lease or the reaper can act."""
 
 
+ENDED = frozenset({"success", "failed"})
 RUNNING = "running"
 """The true state of a run that cannot end, because of what happens."""
 
@@ -48,6 +49,7 @@ class Case:
     :param freed_first: whether the worker must be gone before ``restored``, or the outage's end.
     :param restored: undoes the event where the run cannot end without that.
     :param real: whether the real engine serves.
+    :param in_cluster: whether the worker is in the loopback cluster, and no process of Airflow's machine.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Case:
     restored: Callable[[Run], None] | None = None
     representative: bool = False
     real: bool = False
+    in_cluster: bool = False
 
 
 def held(step: str) -> Callable[[Run], bool]:

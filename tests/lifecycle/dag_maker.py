@@ -156,10 +156,6 @@ SPECS: dict[str, dict[str, Any]] = {
     "held_loading": HELD_LOADING,
     "held_batch": HELD_BATCH,
     "held_batch_worker": dict(run_in="worker", **HELD_BATCH),
-    "held_lapsing_loading": dict(lease_duration=20, **HELD_LOADING),
-    "held_lapsing": dict(lease_duration=20, **HELD_BATCH),
-    "held_lapsing_worker": dict(lease_duration=20, rows=400, run_in="worker", **HELD_BATCH),
-    "held_late_worker": dict(run_in="worker", batch={"batch_timeout": 30}, **HELD_BATCH),
 }
 """Name without a prefix → arguments of :func:`make`."""
 

@@ -16,10 +16,11 @@ from functools import partial
 from pathlib import Path
 
 from tests.conftest import ROOT
-from tests.lifecycle.cases import BY_NET_S, CASES, RUNNING, Case, Outage
+from tests.lifecycle.cases import BY_NET_S, CASES, ENDED, RUNNING, Case, Outage
+from tests.lifecycle.cluster_cases import CASES as CLUSTER_CASES
+from tests.lifecycle.cluster_stage import cluster_stage
 from tests.lifecycle.stage import Run, Stage, lifecycle_stage, wait
 
-ENDED = frozenset({"success", "failed"})
 RUN_S, STEP_S = 300.0, 300.0
 _REAP_EVERY_S = 300.0  # as its DAG runs
 REAL_MODEL = ROOT / "var" / "models" / "tiny-llama"
@@ -213,10 +214,20 @@ def _reap(stage: Stage, done: threading.Event) -> None:
         stage.reap()
 
 
-def write_table(path: Path, results: Iterable[Result]) -> None:
-    """Put the rows into the table of a document, in place of earlier ones of the same cases."""
-    before, marker, rest = path.read_text().partition("<!-- matrix -->\n")
-    old, end, after = rest.partition("<!-- /matrix -->")
+def write_tables(path: Path, results: Sequence[Result]) -> None:
+    """Put the rows into the tables of a document, of processes and of the cluster."""
+    for name, in_cluster in (("matrix", False), ("cluster matrix", True)):
+        if rows := [result for result in results if result.case.in_cluster is in_cluster]:
+            write_table(path, rows, name)
+
+
+def write_table(path: Path, results: Iterable[Result], name: str = "matrix") -> None:
+    """Put the rows into the table of a document, in place of earlier ones of the same cases.
+
+    :param name: in the comments around the table.
+    """
+    before, marker, rest = path.read_text().partition(f"<!-- {name} -->\n")
+    old, end, after = rest.partition(f"<!-- /{name} -->")
     rows = {line.split("|")[1].strip(): line for line in old.splitlines()[2:]}
     rows |= {result.case.name: result.row() for result in results}
     table = "\n".join([HEADER, *(rows[name] for name in sorted(rows))])
@@ -224,9 +235,12 @@ def write_table(path: Path, results: Iterable[Result]) -> None:
 
 
 def run_on_stages(chosen: Sequence[Case], jobs: int, folder: Path) -> list[Result]:
-    """The cases with the stand-in on one Airflow, then those with the real engine on another, one by one."""
+    """The cases with processes, those in the cluster, and those with the real engine, each on an Airflow."""
     results: list[Result] = []
-    if simple := [case for case in chosen if not case.real]:
+    if in_cluster := [case for case in chosen if case.in_cluster]:
+        with cluster_stage(folder / "cluster", parallelism=2 * jobs) as stage:
+            results += run_all(stage, in_cluster, jobs)
+    if simple := [case for case in chosen if not case.real and not case.in_cluster]:
         with lifecycle_stage(folder / "stand-in", parallelism=2 * jobs) as stage:
             results += run_all(stage, simple, jobs)
     if real := [case for case in chosen if case.real]:
@@ -235,12 +249,18 @@ def run_on_stages(chosen: Sequence[Case], jobs: int, folder: Path) -> list[Resul
     return results
 
 
-def choose(patterns: str, soak: int, seed: int) -> list[Case]:
+PLACES: dict[str, Sequence[Case]] = {"processes": CASES, "cluster": CLUSTER_CASES}
+
+
+def choose(patterns: str, soak: int, seed: int, places: Iterable[str] = PLACES) -> list[Case]:
     """The cases that match, or that many of them at random.
 
     A random path never has the real engine: it takes a minute.
+
+    :param places: keys of :data:`PLACES`.
     """
-    matching = [c for c in CASES if any(fnmatch.fnmatch(c.name, p) for p in patterns.split(","))]
+    everything = [case for place in places for case in PLACES[place]]
+    matching = [c for c in everything if any(fnmatch.fnmatch(c.name, p) for p in patterns.split(","))]
     if not soak:
         return matching
     return random.Random(seed).choices([case for case in matching if not case.real], k=soak)
@@ -249,20 +269,21 @@ def choose(patterns: str, soak: int, seed: int) -> list[Case]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.lifecycle.matrix", description=__doc__)
     parser.add_argument("--only", default="*", help="cases whose names match, e.g. 'kill.*,clear.*'")
+    parser.add_argument("--in", dest="places", choices=PLACES, action="append", help="by default in both")
     parser.add_argument("--jobs", type=int, default=6, help="cases at once")
     parser.add_argument("--soak", type=int, default=0, metavar="N", help="that many random cases instead")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 100_000, help="of the random cases")
     parser.add_argument("--folder", type=Path, help="where Airflow and the leases live; kept afterwards")
-    parser.add_argument("--table", type=Path, help="file whose table gets the rows, e.g. docs/lifecycle.md")
+    parser.add_argument("--table", type=Path, help="file whose tables get the rows, e.g. docs/lifecycle.md")
     options = parser.parse_args()
     if options.soak:
         print(f"seed {options.seed}")
-    chosen = choose(options.only, options.soak, options.seed)
+    chosen = choose(options.only, options.soak, options.seed, options.places or PLACES)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="life", ignore_cleanup_errors=True) as temporary:
         results = run_on_stages(chosen, options.jobs, (options.folder or Path(temporary)).resolve())
     if options.table:
-        write_table(options.table, results)
+        write_tables(options.table, results)
     leaks, wrong = sum(r.leaked for r in results), sum(r.wrong_colour for r in results)
     for result in results:
         if result.red:

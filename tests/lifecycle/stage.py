@@ -54,7 +54,7 @@ class Stage:
         found = []
         for process in find_marked(name):
             with contextlib.suppress(psutil.Error, OSError):
-                found.append(_role(process))
+                found.append(role_of(process))
         found += sorted(path for path in self.engines.get(name, ()) if Path(path).exists())
         return found + (["lease directory"] if (self.store.root / name).exists() else [])
 
@@ -63,13 +63,13 @@ class Stage:
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
                 name = process.environ().get(LEASE_VARIABLE)
-                if name and (self.store.root / name).exists() and _role(process) in _MAY_MAP:
+                if name and (self.store.root / name).exists() and role_of(process) in _MAY_MAP:
                     found = filter(ENGINE_FILE.match, shm_files([process.pid]))
                     self.engines.setdefault(name, set()).update(found)
 
     def processes(self, run: Run, role: str) -> list[psutil.Process]:
-        """The run's processes of that role: see :func:`_role`."""
-        return [process for process in find_marked(self.lease(run)) if _role(process) == role]
+        """The run's processes of that role: see :func:`role_of`."""
+        return [process for process in find_marked(self.lease(run)) if role_of(process) == role]
 
     def start(self, dag_id: str, conf: Mapping[str, Any]) -> Run:
         """Start a run, unpausing its DAG where needed."""
@@ -169,7 +169,7 @@ class Run:
         return " rows" in log and "rows answered" not in log
 
 
-def _role(process: psutil.Process) -> str:
+def role_of(process: psutil.Process) -> str:
     """``supervisor``, ``server``, ``engine``, ``rank``, ``watchdog``; of a Ray head ``head``, ``gcs``, …"""
     words = process.cmdline()
     title = words[0] if words else ""
@@ -198,11 +198,7 @@ def lifecycle_stage(folder: Path, *, parallelism: int = 8, real_model: str = "")
     :param parallelism: tasks at once.
     :param real_model: folder of a model that the real engine serves; by default a stand-in serves nothing.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "out").mkdir(exist_ok=True)
-    for rows in ROWS:
-        lines = "".join(json.dumps({"prompt": f"number {i}"}) + "\n" for i in range(rows))
-        (folder / f"in-{rows}.jsonl").write_text(lines)
+    write_inputs(folder)
     # A case may delete the file of its DAG.
     shutil.copytree(HERE / "dags", folder / "dags", ignore=shutil.ignore_patterns("__pycache__"))
     store = LeaseStore(folder / "state")
@@ -211,10 +207,34 @@ def lifecycle_stage(folder: Path, *, parallelism: int = 8, real_model: str = "")
         "worker_python": _real_python() if real_model else str(_stand_in_python(folder)),
         "state_dir": str(store.root),
     }
-    env = {
-        "AIRFLOW_CONN_ARCADIA_DEFAULT": json.dumps({"conn_type": "arcadia", "extra": extra}),
+    env = airflow_variables(folder, extra, parallelism) | {"LIFECYCLE_MODEL": real_model}
+    home = folder / "airflow"
+    with scheduled_airflow(home, folder / "dags", free_port(), env) as airflow:
+        full = {**os.environ, **env, "AIRFLOW_HOME": str(home)}
+        stage = Stage(airflow, store, folder, full)
+        with stopping(stage):
+            yield stage
+
+
+@contextlib.contextmanager
+def stopping(stage: Stage) -> Iterator[None]:
+    """Look at the stage's shared memory meanwhile; afterwards end whatever a case has left."""
+    done = threading.Event()
+    noting = threading.Thread(target=_note, args=(stage, done), name="shared-memory", daemon=True)
+    noting.start()
+    try:
+        yield
+    finally:
+        done.set()
+        noting.join()
+        _end_all(stage)
+
+
+def airflow_variables(folder: Path, extra: Mapping[str, str], parallelism: int) -> dict[str, str]:
+    """The environment of an Airflow whose ``arcadia`` connection has these extras."""
+    return {
+        "AIRFLOW_CONN_ARCADIA_DEFAULT": json.dumps({"conn_type": "arcadia", "extra": dict(extra)}),
         "LIFECYCLE_FOLDER": str(folder),
-        "LIFECYCLE_MODEL": real_model,
         "PYTHONPATH": str(ROOT),
         "AIRFLOW__CORE__PARALLELISM": str(parallelism),
         "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "50",
@@ -224,19 +244,14 @@ def lifecycle_stage(folder: Path, *, parallelism: int = 8, real_model: str = "")
         "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "10",
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
     }
-    home = folder / "airflow"
-    with scheduled_airflow(home, folder / "dags", free_port(), env) as airflow:
-        full = {**os.environ, **env, "AIRFLOW_HOME": str(home)}
-        stage = Stage(airflow, store, folder, full)
-        done = threading.Event()
-        noting = threading.Thread(target=_note, args=(stage, done), name="shared-memory", daemon=True)
-        noting.start()
-        try:
-            yield stage
-        finally:
-            done.set()
-            noting.join()
-            _end_all(stage)
+
+
+def write_inputs(folder: Path) -> None:
+    """Make the rows that the DAGs read, and the folder that they write to."""
+    (folder / "out").mkdir(parents=True, exist_ok=True)
+    for rows in ROWS:
+        lines = "".join(json.dumps({"prompt": f"number {i}"}) + "\n" for i in range(rows))
+        (folder / f"in-{rows}.jsonl").write_text(lines)
 
 
 def _note(stage: Stage, done: threading.Event) -> None:

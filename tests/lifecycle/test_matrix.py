@@ -8,8 +8,21 @@ from pathlib import Path
 import pytest
 
 from tests.lifecycle.cases import AIRFLOW_GONE, ALL_OF_AIRFLOW, CASES
+from tests.lifecycle.cluster_cases import CASES as CLUSTER_CASES
+from tests.lifecycle.cluster_cases import LAUNCHERS
+from tests.lifecycle.cluster_stage import cluster_stage
+from tests.lifecycle.dag_maker import SPECS
 from tests.lifecycle.dags import deletable, lifecycle, real_engine
-from tests.lifecycle.matrix import HEADER, Result, Together, choose, outages, run_all, write_table
+from tests.lifecycle.matrix import (
+    HEADER,
+    Result,
+    Together,
+    choose,
+    outages,
+    run_all,
+    write_table,
+    write_tables,
+)
 from tests.lifecycle.stage import lifecycle_stage
 
 
@@ -18,6 +31,17 @@ from tests.lifecycle.stage import lifecycle_stage
 def test_after_representative_events_nothing_is_left_and_the_runs_state_is_true(tmp_path: Path):
     cases = [case for case in CASES if case.representative]
     with lifecycle_stage(tmp_path / "life") as stage:
+        results = run_all(stage, cases, jobs=4)
+    assert [result.row() for result in results if result.red] == []
+    assert len(results) == len(cases) > 3
+
+
+@pytest.mark.e2e
+@pytest.mark.cluster
+@pytest.mark.timeout(600)
+def test_after_representative_events_nothing_is_left_in_a_cluster_and_the_runs_state_is_true(tmp_path: Path):
+    cases = [case for case in CLUSTER_CASES if case.representative]
+    with cluster_stage(tmp_path / "life") as stage:
         results = run_all(stage, cases, jobs=4)
     assert [result.row() for result in results if result.red] == []
     assert len(results) == len(cases) > 3
@@ -40,6 +64,26 @@ def test_the_cases_have_different_names_and_dags_that_are_there():
     dags = [*lifecycle.DAGS, *real_engine.DAGS, deletable.dag]
     assert len(names) == len(set(names))
     assert {f"life_{case.dag}" for case in CASES} <= {dag.dag_id for dag in dags}
+
+
+def test_so_do_the_cases_in_a_cluster():
+    names = [case.name for case in CLUSTER_CASES]
+    assert len(names) == len(set(names))
+    assert {case.dag.partition("_")[2] for case in CLUSTER_CASES} <= set(SPECS)
+    assert {case.name.partition(".")[0] for case in CLUSTER_CASES} == set(LAUNCHERS)
+    assert all(case.in_cluster for case in CLUSTER_CASES)
+
+
+def test_each_place_has_a_table_of_its_own(tmp_path: Path):
+    page = tmp_path / "page.md"
+    empty = [f"<!-- {name} -->\n{HEADER}\n<!-- /{name} -->\n" for name in ("matrix", "cluster matrix")]
+    page.write_text("".join(empty))
+    results = [Result(case, "success", 1.0, 0.0) for case in (CASES[0], CLUSTER_CASES[0])]
+    write_tables(page, results)
+    of_processes, in_cluster = page.read_text().split("<!-- /matrix -->")
+    assert f"| {CASES[0].name} |" in of_processes
+    assert f"| {CLUSTER_CASES[0].name} |" in in_cluster
+    assert page.read_text().count("success.task") == 2
 
 
 def test_the_cases_of_an_outage_meet_and_one_that_breaks_does_not_hold_up_the_others():
