@@ -13,8 +13,9 @@ import logging
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from airflow_arcadia.kubernetes.leases import KubernetesLeases
 from airflow_arcadia.launchers.arcadia_worker.launcher import CustomResourceLauncher
 from airflow_arcadia.launchers.base import Launcher
 from airflow_arcadia.launchers.batch_renewal import BatchRenewal
+from airflow_arcadia.launchers.ends_aside import EndsAside
 from airflow_arcadia.launchers.reap_backends import ClusterBackend
 from airflow_arcadia.launchers.reaper import SETTLING_S, Backend, Held, Report, reap
 from airflow_arcadia.lease import Identity, LeaseWatch
@@ -39,11 +41,23 @@ class Watches:
 
     It counts by its own clock from when it saw a renewal, so that clocks that differ matter only for leases
     that it has not seen before.
+
+    :param longest_gap_s: seconds between two looks; of a longer gap no more than this counts. While the API
+        server is away nobody can renew, and whoever comes first when it is back is a matter of luck.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, longest_gap_s: float = 2 * INTERVAL_S) -> None:
         self._watches: dict[str, LeaseWatch] = {}
         self._ended_at: dict[str, float] = {}
+        self._longest_gap_s = longest_gap_s
+        self._looked_at: float | None = None
+
+    def look(self, now: float) -> None:
+        """Note that the leases are read again."""
+        if self._looked_at is not None and (gap := now - self._looked_at) > self._longest_gap_s:
+            for name, watch in self._watches.items():
+                self._watches[name] = replace(watch, seen_at=watch.seen_at + gap - self._longest_gap_s)
+        self._looked_at = now
 
     def why(self, held: Held, now: float) -> str | None:
         """Why nobody holds the lease any more, or None while somebody may."""
@@ -83,9 +97,17 @@ class WatchedCluster(ClusterBackend):
         return self._renewal.renew(super().held(), time.time())
 
 
-def sweep(backend: Backend, watches: Watches, now: float, *, grace_s: float) -> Report:
-    """Look at every lease once, and end what nobody holds."""
-    report = reap(backend, _unknown, now, grace_s=grace_s, only=lambda held: watches.why(held, now))
+def sweep(backend: Backend, watches: Watches, clock: Callable[[], float], *, grace_s: float) -> Report:
+    """Look at every lease once, and end what nobody holds.
+
+    :param clock: seconds since the epoch; asked once the leases are read, which may take an outage's time.
+    """
+    found = list(backend.held())
+    now = clock()
+    watches.look(now)
+    report = reap(
+        backend, _unknown, now, grace_s=grace_s, only=lambda held: watches.why(held, now), among=found
+    )
     watches.forget_others([*report.kept, *report.errors, *(r.name for r in report.reaped if r.left)])
     return report
 
@@ -102,16 +124,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     api = KubernetesApi(_connect, options.namespace or _NAMESPACE.read_text(encoding="utf-8").strip())
     of_workers = CustomResourceLauncher(api, KubernetesLeases(api))
-    backend, watches = WatchedCluster(api, {of_workers.name: of_workers}), Watches()
+    backend = EndsAside(WatchedCluster(api, {of_workers.name: of_workers}))
+    watches = Watches(2 * options.interval)
     while True:
         try:
-            report = sweep(backend, watches, time.time(), grace_s=options.grace)
+            report = sweep(backend, watches, time.time, grace_s=options.grace)
         except ArcadiaError as error:
             log.warning("The leases cannot be read: %s", error)
         else:
             for item in report.reaped:
-                left = f"; still there: {', '.join(item.left)}" if item.left else ""
-                log.info("Ended %s (%d GPUs): %s%s", item.name, item.gpus, item.why, left)
+                log.info("Ending %s (%d GPUs): %s", item.name, item.gpus, item.why)
         time.sleep(options.interval)
 
 

@@ -142,15 +142,17 @@ def reap(
     dry_run: bool = False,
     grace_s: float = 30.0,
     only: Callable[[Held], str | None] | None = None,
+    among: Iterable[Held] | None = None,
 ) -> Report:
     """End what nobody holds any more. One lease that cannot be dealt with does not keep the others.
 
     :param dry_run: only say what would be done.
     :param grace_s: seconds a worker may take to end before it is killed.
     :param only: decides in place of :func:`why_unheld`.
+    :param among: the leases, where they have been read already.
     """
     report = Report()
-    for held in backend.held():
+    for held in backend.held() if among is None else among:
         gone = False
         try:
             why = only(held) if only else why_unheld(held, run_state, now)

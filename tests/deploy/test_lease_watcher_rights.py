@@ -59,14 +59,14 @@ def test_ending_every_kind_of_worker_uses_every_right_and_no_other(
     loopback.obey([watcher_role()])
 
     launchers = {CustomResourceLauncher.name: CustomResourceLauncher(api, KubernetesLeases(api))}
-    watches, now = Watches(), time.time()
-    kept = sweep(WatchedCluster(api, launchers), watches, now, grace_s=0).kept
+    watches, now = Watches(longest_gap_s=7200.0), time.time()
+    kept = sweep(WatchedCluster(api, launchers), watches, lambda: now, grace_s=0).kept
     assert sorted(kept) == sorted(run.lease for run in runs)
     # Arcadia's own pods are the collector's to delete.
-    first = sweep(WatchedCluster(api, launchers), watches, now + 3601, grace_s=0)
+    first = sweep(WatchedCluster(api, launchers), watches, lambda: now + 3601, grace_s=0)
     # One slower than the watcher: what is not deleted by name stays.
     monkeypatch.setattr(collector, "collect", lambda store: None)
-    second = sweep(WatchedCluster(api, launchers), watches, now + 7201, grace_s=0)
+    second = sweep(WatchedCluster(api, launchers), watches, lambda: now + 7201, grace_s=0)
 
     assert first.errors == second.errors == {}
     ended = {item.name: item.left for item in [*first.reaped, *second.reaped]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -62,10 +63,37 @@ def test_a_teardown_under_way_is_given_time(now_gone: Lease | None):
 def test_a_lease_that_is_gone_from_the_cluster_is_forgotten():
     watches = Watches()
     backend = FakeBackend(held(LEASE))
-    sweep(backend, watches, NOW, grace_s=0)
+    sweep(backend, watches, lambda: NOW, grace_s=0)
     backend.leases = ()
-    sweep(backend, watches, NOW + 30, grace_s=0)
+    sweep(backend, watches, lambda: NOW + 30, grace_s=0)
     # Reserved again under its name, it is a new one.
     backend.leases = (held(replace(LEASE, renewed_at=NOW + 100)),)
-    assert sweep(backend, watches, NOW + 100, grace_s=0).reaped == []
+    assert sweep(backend, watches, lambda: NOW + 100, grace_s=0).reaped == []
     assert backend.ended == []
+
+
+def test_the_time_of_an_outage_in_which_nobody_could_renew_does_not_count():
+    watches = Watches(longest_gap_s=20.0)
+    backend = FakeBackend(held(LEASE))
+    sweep(backend, watches, lambda: NOW, grace_s=0)
+    for away in (400, 430):  # the API server was away; those who renew come a moment after the watcher
+        assert sweep(backend, watches, lambda now=NOW + away: now, grace_s=0).reaped == []  # type: ignore[misc]
+    (ended,) = sweep(backend, watches, lambda: NOW + 460, grace_s=0).reaped
+    assert ended.why == "its lease lapsed 0 s ago", "20 s of each of the three gaps count"
+
+
+def test_the_clock_is_read_after_the_leases():
+    backend, watches, times = FakeBackend(held(LEASE)), Watches(), iter([NOW, NOW + 15, NOW + 30])
+    read: list[str] = []
+
+    class Backend(FakeBackend):
+        def held(self) -> Iterable[Held]:
+            read.append("leases")
+            return backend.leases
+
+    def clock() -> float:
+        read.append("clock")
+        return next(times)
+
+    sweep(Backend(), watches, clock, grace_s=0)
+    assert read == ["leases", "clock"]
