@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from airflow_arcadia.batch.transport.bundles import PATH, pack_answer, unpack
+from airflow_arcadia.batch.transport.bundles import MAX_ROWS, PATH, count_rows, pack_answer, unpack
 from airflow_arcadia.batch.transport.http_client import Response
 from airflow_arcadia.runtime.asgi import Receive, Scope, Send, disconnected, read_body, refuse, respond
 from airflow_arcadia.runtime.endpoint_caller import EndpointCaller
@@ -20,8 +20,12 @@ async def handle(caller: EndpointCaller, scope: Scope, receive: Receive, send: S
     if scope["method"] != "POST":
         await refuse(send, 405, f"{scope['method']} is not allowed here.")
         return
+    data = await read_body(receive)
+    if count_rows(data) > MAX_ROWS:
+        await refuse(send, 413, f"The bundle has more than {MAX_ROWS} rows.")
+        return
     try:
-        rows = unpack(await read_body(receive))
+        rows = unpack(data)
     except ValueError as error:
         await refuse(send, 400, str(error))
         return

@@ -9,7 +9,7 @@ import pytest
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, run_batch_async
 from airflow_arcadia.batch.openai_format import CHAT
-from airflow_arcadia.batch.transport.bundles import PATH, Answers, BundlingClient, pack
+from airflow_arcadia.batch.transport.bundles import MAX_ROWS, PATH, Answers, BundlingClient, pack
 from airflow_arcadia.batch.transport.http_client import HttpClient
 from tests.batch.reading import answers, until
 from tests.runtime.serving import worker
@@ -88,6 +88,23 @@ async def test_what_is_no_bundle_is_refused(method, data, status):
     ):
         assert response.status == status
         assert (await response.json())["error"]["code"] == status
+
+
+@pytest.mark.parametrize(("rows", "status"), [(MAX_ROWS, 200), (MAX_ROWS + 1, 413), (110_376, 413)])
+async def test_a_bundle_of_more_rows_than_are_taken_is_refused_before_any_is_answered(rows, status):
+    data = pack([("/none", b"{}")] * rows) + b"\n"
+    async with (
+        worker() as (url, served),
+        aiohttp.ClientSession() as session,
+        session.post(url + PATH, data=data) as response,
+    ):
+        assert response.status == status
+        answer = await response.read()
+        if status == 200:
+            assert len(answer.splitlines()) == rows
+        else:
+            assert f"more than {MAX_ROWS} rows" in answer.decode()
+            assert served.through_middleware == 1, "the worker's own first generation"
 
 
 async def test_rows_beyond_the_three_urls_get_no_answer():

@@ -34,6 +34,8 @@ GATHER_S = 0.003
 MOST_ROWS = 256
 MOST_BYTES = 4 * 2**20
 """Size of a bundle: what a server reads before it begins with the first row."""
+MAX_ROWS = 4 * MOST_ROWS
+"""Rows that a server takes in one request: each becomes a task of its own at once."""
 
 
 def is_told(answer: Response) -> bool:
@@ -48,6 +50,11 @@ def is_told(answer: Response) -> bool:
 def pack(rows: Iterable[tuple[str, bytes]]) -> bytes:
     """The request for rows of URL and JSON in one line each."""
     return b"\n".join([b"%b %b" % (url.encode(), body) for url, body in rows])
+
+
+def count_rows(data: bytes) -> int:
+    """How many rows a request has, before any is read."""
+    return data.removesuffix(b"\n").count(b"\n") + 1
 
 
 def unpack(data: bytes) -> list[tuple[str, bytes]]:
