@@ -16,8 +16,10 @@ Message = dict[str, str]
 Render = Callable[[Sequence[Message]], str]
 """The prompt of a chat, by the model's own template. Raises whatever the template does."""
 
-_NO_COLON_TWO = 5
-"""``SeparatorStyle.NO_COLON_TWO``: each role, its text and one of two separators, one after the other."""
+_NO_COLON_TWO, _LLAMA2, _CHATGLM3 = 5, 7, 16
+"""``SeparatorStyle``: how FastChat puts roles, texts and separators together, see :class:`Format`."""
+_INST = "[INST]"
+"""What FastChat's style of Llama 2 itself writes before the first text."""
 _SYSTEM = "q7systemq7"
 _USERS = ("q7user0q7", "q7user1q7", "q7user2q7")
 _ASSISTANTS = ("q7answer0q7", "q7answer1q7")
@@ -55,14 +57,35 @@ class Described(NamedTuple):
     caveat: str
 
 
-class Format(NamedTuple):
-    """A chat format in FastChat's terms.
+class Turns(NamedTuple):
+    """What a chat template puts around the texts of a chat.
 
-    ``user`` and ``assistant`` come before a text of theirs, ``after_answer`` after one of the assistant's.
-    The system message stands between ``before_system`` and ``after_system``; it is ``system`` unless a chat
-    has one.
+    ``start`` stands before the first text of the user, ``reply`` between a text and its answer, ``turn``
+    between an answer and the next text, ``end`` after the last text. A system message stands between
+    ``before_system`` and ``after_system``, in the place of ``start``; ``takes_system`` is False where the
+    template takes none, and None where it cannot be said what it does with one.
     """
 
+    start: str
+    reply: str
+    turn: str
+    end: str
+    takes_system: bool | None
+    before_system: str = ""
+    after_system: str = ""
+
+
+class Format(NamedTuple):
+    """A chat format in FastChat's terms: fields of its ``Conversation``.
+
+    :param style: its separator style.
+    :param before_system: together with ``after_system`` its system template.
+    :param system: the system message of a chat that has none.
+    :param user: the role's word before the user's texts.
+    :param after_answer: what ends an answer.
+    """
+
+    style: int
     before_system: str
     system: str
     after_system: str
@@ -73,13 +96,26 @@ class Format(NamedTuple):
     def prompt(self, messages: Sequence[Message]) -> str:
         """The prompt that FastChat's API server builds of a chat."""
         system = next((m["content"] for m in messages if m["role"] == "system"), self.system)
-        text = self.before_system + system + self.after_system
-        for message in messages:
-            if message["role"] == "user":
-                text += self.user + message["content"]
-            elif message["role"] == "assistant":
-                text += self.assistant + message["content"] + self.after_answer
+        rest = [m for m in messages if m["role"] != "system"]
+        text = self._start(system)
+        for number, message in enumerate(rest):
+            if message["role"] == "assistant":
+                text += self.assistant + self._gap + message["content"] + self.after_answer
+            elif self.style == _LLAMA2:
+                text += ("" if number == 0 else f"{self.user} ") + message["content"] + " "
+            else:
+                text += self.user + self._gap + message["content"]
         return text + self.assistant
+
+    def _start(self, system: str) -> str:
+        if system or self.style == _NO_COLON_TWO:
+            return self.before_system + system + self.after_system
+        return f"{_INST} " if self.style == _LLAMA2 else ""
+
+    @property
+    def _gap(self) -> str:
+        """What stands between a role's word and its text, but not after the last role's word."""
+        return {_CHATGLM3: "\n", _LLAMA2: " "}.get(self.style, "")
 
 
 class Unreadable(Exception):
@@ -93,43 +129,89 @@ def describe(tokenizer: Any, model: str) -> Described:
     :param model: its name or folder, for FastChat's own template.
     """
     try:
-        render = _renderer(tokenizer)
-        form = read_format(render)
+        render, added = _renderer(tokenizer)
+        turns = read_turns(render)
+        form = fitting_format(turns, render)
     except Unreadable as error:
         found = _by_name(model)
         name = found["name"]
         return Described(found, f"{error}; FastChat's own template {name!r} is used, as its stock worker did")
-    caveat = ""
+    caveats = []
+    if added:
+        caveats.append(f"the engine puts {added!r} before prompts, which the model's chat template does not")
     if not _is_exact(form, render, with_system=True):
-        caveat = "FastChat's form cannot say that a system message is optional; chats without one are exact"
-    return Described(_conversation(form, tokenizer), caveat)
+        caveats.append(
+            "FastChat's form cannot say that a system message is optional; chats without one are exact"
+        )
+    return Described(_conversation(form, turns, tokenizer), "; ".join(caveats))
 
 
-def read_format(render: Render) -> Format:
-    """The format of a template. Raises :class:`Unreadable` where chats without a system message differ."""
-    begin, first, after, second, again, last = _split(render(_chat(3)), _interleaved(3))
-    if not first == second == last or after != again:
+def read_turns(render: Render) -> Turns:
+    """What a template puts around texts. Raises :class:`Unreadable` where that differs from turn to turn."""
+    start, first, turn, second, again, end = _split(render(_chat(3)), _interleaved(3))
+    if first != second or turn != again:
         raise Unreadable("the model's chat template treats turns differently")
-    user = _common_end(begin, after)
-    form = Format("", begin.removesuffix(user), "", user, first, after.removesuffix(user))
-    if not _is_exact(form, render, with_system=False):
-        raise Unreadable("the model's chat template is not made of turns")
-    return _with_system(form, render)
-
-
-def _with_system(form: Format, render: Render) -> Format:
-    """The format with the place of a system message, where the template has one that FastChat can express."""
     text = _rendered(render, [_message("system", _SYSTEM), *_chat(1)])
     if text is None:
-        return form._replace(before_system=form.system, system="")
+        return Turns(start, first, turn, end, takes_system=False)
     try:
-        begin, rest, _ = _split(text, [_SYSTEM, _USERS[0]])
+        before, after, _ = _split(text, [_SYSTEM, _USERS[0]])
     except Unreadable:
-        return form
-    before, after = begin, rest.removesuffix(form.user)
-    inner = form.system[len(before) : len(form.system) - len(after)]
-    whole = form._replace(before_system=before, system=inner, after_system=after)
-    return whole if before + inner + after == form.system and rest.endswith(form.user) else form
+        return Turns(start, first, turn, end, takes_system=None)
+    return Turns(start, first, turn, end, True, before, after)
+
+
+def fitting_format(turns: Turns, render: Render) -> Format:
+    """The format whose prompts are the template's own, best with a system message, too.
+
+    Raises :class:`Unreadable` where there is none for chats without a system message.
+    """
+    formats = [form for make in (_roles, _chatglm3, _llama2) if (form := make(turns)) is not None]
+    exact = [form for form in formats if _is_exact(form, render, with_system=False)]
+    if not exact:
+        raise Unreadable("FastChat's form cannot express the model's chat template")
+    return next((form for form in exact if _is_exact(form, render, with_system=True)), exact[0])
+
+
+def _roles(turns: Turns) -> Format | None:
+    """Each role's word, its text, and what ends an answer."""
+    if turns.reply != turns.end:
+        return None
+    user = _common_end(turns.start, turns.turn)
+    system = _system(turns, user, optional=False)
+    return Format(_NO_COLON_TWO, *system, user, turns.end, turns.turn.removesuffix(user))
+
+
+def _chatglm3(turns: Turns) -> Format | None:
+    """Each role's word on a line of its own before its text; without a text it has no line end."""
+    if turns.reply != f"{turns.end}\n" or not turns.turn.endswith("\n"):
+        return None
+    return Format(_CHATGLM3, *_system(turns, turns.turn, optional=True), turns.turn[:-1], turns.end, "")
+
+
+def _llama2(turns: Turns) -> Format | None:
+    """As Llama 2: the first text and the system message are in one instruction."""
+    if turns.start != f"{_INST} " or turns.reply != f"{turns.end} " or not turns.end.startswith(" "):
+        return None
+    ends = turns.turn.removesuffix(f"{_INST} ")
+    return Format(_LLAMA2, turns.before_system, "", turns.after_system, _INST, turns.end[1:], ends)
+
+
+def _system(turns: Turns, user: str, *, optional: bool) -> tuple[str, str, str]:
+    """What stands before a system message, the message of a chat without one, and what stands after it.
+
+    :param user: the end of ``start``, which belongs to the user's role.
+    :param optional: whether FastChat leaves all of it out where there is no message.
+    """
+    default = turns.start.removesuffix(user)
+    if turns.takes_system is False:
+        return default, "", ""
+    before, after = turns.before_system, turns.after_system.removesuffix(user)
+    inner = default[len(before) : len(default) - len(after)]
+    expressed = default == before + inner + after or (optional and not default)
+    if turns.takes_system and turns.after_system.endswith(user) and expressed:
+        return before, inner, after
+    return "", default, ""
 
 
 def _is_exact(form: Format, render: Render, *, with_system: bool) -> bool:
@@ -153,27 +235,43 @@ def _rendered(render: Render, chat: Sequence[Message]) -> str | None:
         return None
 
 
-def _renderer(tokenizer: Any) -> Render:
+def _renderer(tokenizer: Any) -> tuple[Render, str]:
+    """What renders chats without the tokens that the engine puts before prompts; and the rest of these.
+
+    The rest is not in the template, so a prompt through FastChat has more than the model's own.
+    """
     if not getattr(tokenizer, "chat_template", None):
         raise Unreadable("the model has no chat template")
-    # The engine's tokenizer puts it before the prompt itself, where it does that at all.
-    bos = str(getattr(tokenizer, "bos_token", None) or "")
-    added = bool(bos) and list(tokenizer("").input_ids)[:1] == [tokenizer.bos_token_id]
 
-    def render(messages: Sequence[Message]) -> str:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        return str(text).removeprefix(bos) if added else str(text)
+    def whole(messages: Sequence[Message]) -> str:
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
 
     try:
-        render(_chat(1))
+        text = whole(_chat(1))
     except Exception as error:
         raise Unreadable(f"the model's chat template fails: {error}") from error
-    return render
+    prefix, rest = "", _put_before(tokenizer)
+    while rest and text.startswith(prefix + rest[0]):
+        prefix += rest.pop(0)
+    return lambda messages: whole(messages).removeprefix(prefix), "".join(rest)
 
 
-def _conversation(form: Format, tokenizer: Any) -> dict[str, Any]:
+def _put_before(tokenizer: Any) -> list[str]:
+    """The tokens that the engine's tokenizer puts before a prompt, as it does before any text."""
+    text = "a"
+    with_them, alone = (
+        list(tokenizer(text).input_ids),
+        list(tokenizer(text, add_special_tokens=False).input_ids),
+    )
+    for count in range(len(with_them)):
+        if with_them[count : count + len(alone)] == alone:
+            return [str(token) for token in tokenizer.convert_ids_to_tokens(with_them[:count])]
+    return []
+
+
+def _conversation(form: Format, turns: Turns, tokenizer: Any) -> dict[str, Any]:
     """The fields of FastChat's ``Conversation``."""
-    stop, stop_ids = _stop(form, tokenizer)
+    stop, stop_ids = _stop(turns, tokenizer)
     return {
         "name": "chat_template",
         "system_template": f"{_escaped(form.before_system)}{{system_message}}{_escaped(form.after_system)}",
@@ -181,17 +279,17 @@ def _conversation(form: Format, tokenizer: Any) -> dict[str, Any]:
         "roles": [form.user, form.assistant],
         "messages": [],
         "offset": 0,
-        "sep_style": _NO_COLON_TWO,
-        "sep": "",
+        "sep_style": form.style,
+        "sep": " " if form.style == _LLAMA2 else "",
         "sep2": form.after_answer,
         "stop_str": stop,
         "stop_token_ids": stop_ids,
     }
 
 
-def _stop(form: Format, tokenizer: Any) -> tuple[str | None, list[int]]:
+def _stop(turns: Turns, tokenizer: Any) -> tuple[str | None, list[int]]:
     """The special token that ends an answer, as text and as id."""
-    end = (form.after_answer + form.user).lstrip()
+    end = turns.turn.lstrip()
     special = sorted(map(str, tokenizer.get_added_vocab()), key=len, reverse=True)
     token = next((token for token in special if token and end.startswith(token)), None)
     return (None, []) if token is None else (token, [int(tokenizer.convert_tokens_to_ids(token))])

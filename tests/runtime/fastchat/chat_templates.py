@@ -11,6 +11,7 @@ class Family(NamedTuple):
     """A template and what a tokenizer knows of it.
 
     ``exact``: which chats FastChat can express: ``"all"``, those ``"without system"`` message, or ``"none"``.
+    ``added``: tokens that the engine puts before every prompt; by default ``bos``.
     """
 
     template: str
@@ -18,6 +19,7 @@ class Family(NamedTuple):
     special: tuple[str, ...] = ()
     bos: str = ""
     stop: str | None = None
+    added: tuple[str, ...] | None = None
 
 
 def turns(user: str, assistant: str, prompt: str, system: str = "") -> str:
@@ -119,16 +121,34 @@ FAMILIES = {
     ),
     "glm-4": Family(
         "[gMASK]<sop>" + turns("<|user|>\n@", "<|assistant|>\n@", "<|assistant|>", "<|system|>\n@"),
-        "none",
+        "all",
+        ("<|user|>", "<|assistant|>"),
+        stop="<|user|>",
+        added=("[gMASK]", "<sop>"),
     ),
     "llama-2": Family(
         "{% if messages[0].role == 'system' %}{% set s = messages[0].content %}{% set m = messages[1:] %}"
         "{% else %}{% set s = none %}{% set m = messages %}{% endif %}{% for x in m %}"
         "{% if x.role == 'user' %}{{ bos_token }}[INST] {% if loop.first and s %}<<SYS>>\n{{ s }}\n<</SYS>>"
         "{% endif %}{{ x.content }} [/INST]{% else %} {{ x.content }} </s>{% endif %}{% endfor %}",
-        "none",
+        "all",
         ("</s>",),
         "<s>",
+        "</s>",
+    ),
+}
+OTHERS = {
+    # Its first tokens stand in the system message, which a chat's own replaces.
+    "glm-4 of an engine that adds nothing": FAMILIES["glm-4"]._replace(added=(), exact="without system"),
+    "answers that are numbered": Family(
+        "{% for m in messages %}{% if m.role == 'user' %}Q: {{ m.content }}\n{% else %}"
+        "A{{ loop.index }}: {{ m.content }}\n{% endif %}{% endfor %}A: ",
+        "none",
+    ),
+    "a summary at the end": Family(
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        "{% if messages|length > 1 %}[long]{% endif %}<assistant>",
+        "none",
     ),
 }
 
@@ -138,17 +158,22 @@ class Tokenizer:
 
     def __init__(self, family: Family) -> None:
         self.chat_template: str | None = family.template
-        self.bos_token, self.bos_token_id = family.bos, 1
+        self.bos_token = family.bos
+        self.added = (*([family.bos] if family.bos else ()),) if family.added is None else family.added
         self._special = {token: 10 + number for number, token in enumerate(family.special)}
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = self._raise
         self._compiled = environment.from_string(family.template)
 
-    def __call__(self, text: str) -> Any:
+    def __call__(self, text: str, *, add_special_tokens: bool = True) -> Any:
         class Encoded(NamedTuple):
             input_ids: list[int]
 
-        return Encoded([self.bos_token_id] if self.bos_token else [])
+        before = range(len(self.added)) if add_special_tokens else ()
+        return Encoded([*before, *(1000 + ord(letter) for letter in text)])
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [self.added[number] for number in ids]
 
     def apply_chat_template(self, messages: Any, *, tokenize: bool, add_generation_prompt: bool) -> str:
         assert not tokenize

@@ -8,10 +8,11 @@ import pytest
 
 from airflow_arcadia.runtime.fastchat import conversation
 from airflow_arcadia.runtime.fastchat.conversation import Described, describe
-from tests.runtime.fastchat.chat_templates import FAMILIES, Tokenizer
+from tests.runtime.fastchat.chat_templates import FAMILIES, OTHERS, Tokenizer
 
 SYSTEM = {"role": "system", "content": "Answer {briefly}."}
-OTHERS = {"name": "of the name"}
+OF_THE_NAME = {"name": "of the name"}
+ALL = FAMILIES | OTHERS
 
 
 def chat(turns: int) -> list[dict[str, str]]:
@@ -23,29 +24,37 @@ def chat(turns: int) -> list[dict[str, str]]:
 
 
 def fastchats_prompt(conv: dict[str, Any], messages: list[dict[str, str]]) -> str:
-    """As ``Conversation.get_prompt`` builds it for this style of separators."""
-    assert conv["sep_style"] == 5
+    """As ``Conversation.get_prompt`` builds it for these styles of separators."""
+    style, separators = conv["sep_style"], (conv["sep"], conv["sep2"])
     system = next((m["content"] for m in messages if m["role"] == "system"), conv["system_message"])
     text = conv["system_template"].format(system_message=system)
-    rest = [m for m in messages if m["role"] != "system"]
-    for number, message in enumerate(rest):
+    if style != 5 and not system:
+        text = {7: "[INST] ", 16: ""}[style]
+    for number, message in enumerate(m for m in messages if m["role"] != "system"):
         role = conv["roles"][message["role"] == "assistant"]
-        text += role + message["content"] + (conv["sep"], conv["sep2"])[number % 2]
+        if style == 5:
+            text += role + message["content"] + separators[number % 2]
+        elif style == 16:
+            text += f"{role}\n{message['content']}"
+        elif number == 0:
+            text += f"{message['content']} "
+        else:
+            text += f"{role} {message['content']}{separators[number % 2]}"
     return text + conv["roles"][1]
 
 
 @pytest.fixture
 def described(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Described:
-    monkeypatch.setattr(conversation, "_by_name", lambda model: OTHERS)
-    return describe(Tokenizer(FAMILIES[request.param]), request.param)
+    monkeypatch.setattr(conversation, "_by_name", lambda model: OF_THE_NAME)
+    return describe(Tokenizer(ALL[request.param]), request.param)
 
 
-@pytest.mark.parametrize(("family", "described"), [(name, name) for name in FAMILIES], indirect=["described"])
+@pytest.mark.parametrize(("family", "described"), [(name, name) for name in ALL], indirect=["described"])
 def test_the_prompts_of_a_family_are_exact_or_it_is_said_that_they_are_not(family: str, described: Described):
-    exact, tokenizer = FAMILIES[family].exact, Tokenizer(FAMILIES[family])
+    exact, tokenizer = ALL[family].exact, Tokenizer(ALL[family])
     assert (described.caveat == "") is (exact == "all")
     if exact == "none":
-        assert described.conversation == OTHERS
+        assert described.conversation == OF_THE_NAME
         assert "of the name" in described.caveat
         return
     for turns in (1, 2, 3, 4):
@@ -56,14 +65,19 @@ def test_the_prompts_of_a_family_are_exact_or_it_is_said_that_they_are_not(famil
             except ValueError:
                 continue  # the template takes no system message
             found = fastchats_prompt(described.conversation, messages)
-            # The engine's tokenizer puts the first token there.
-            assert tokenizer.bos_token + found == wanted
-    assert described.conversation["stop_str"] == FAMILIES[family].stop
+            assert "".join(tokenizer.added) + found == wanted
+    assert described.conversation["stop_str"] == ALL[family].stop
 
 
 def test_twelve_families_are_in_the_table_and_most_are_exact():
     assert len(FAMILIES) == 12
-    assert [family.exact for family in FAMILIES.values()].count("none") == 2
+    assert [family.exact for family in FAMILIES.values()].count("none") == 0
+
+
+def test_a_token_that_the_engine_puts_before_prompts_and_the_template_does_not_is_told():
+    described = describe(Tokenizer(FAMILIES["zephyr"]._replace(added=("<s>",))), "zephyr")
+    assert described.conversation["name"] == "chat_template"
+    assert described.caveat.startswith("the engine puts '<s>' before prompts")
 
 
 def test_a_model_without_a_chat_template_gets_fastchats_own_and_it_is_said(monkeypatch: pytest.MonkeyPatch):
