@@ -135,12 +135,21 @@ def test_network_policies_choose_pods_by_labels_that_pods_have():
         "arcadia-ray": {CLUSTER_LABEL},
         "fastchat-controller": {"fastchat-controller"},
     }
-    airflow, gateway, _ = policies["arcadia-workers"]["ingress"]
+    airflow, gateway, ray = policies["arcadia-workers"]["ingress"]
     assert airflow["ports"] == [{"port": DEFAULT_PORT}]
     (deployment,) = (d for d in documents("lease-watcher.yaml") if d["kind"] == "Deployment")
     watcher = {"podSelector": {"matchLabels": deployment["spec"]["template"]["metadata"]["labels"]}}
     assert watcher in airflow["from"], "the lease watcher asks workers for their batch's progress"
     assert gateway["ports"] == [{"port": DEFAULT_PORT}, {"port": DEFAULT_FASTCHAT_PORT}]
+    # Whoever runs a model's code reaches neither, and what Ray and NCCL choose is open to it.
+    open_to_ray = [range(p["port"], p["endPort"] + 1) for p in ray["ports"] if p.get("protocol") != "UDP"]
+    for port, is_open in {
+        DEFAULT_PORT: False,
+        DEFAULT_FASTCHAT_PORT: False,
+        10002: True,
+        40000: True,
+    }.items():
+        assert any(port in ports for ports in open_to_ray) is is_open
     # The label that Arcadia's chart gives its FastChat pod, which calls the workers itself.
     assert {"control-plane": "arcadia-fastchat"} in [s["podSelector"]["matchLabels"] for s in gateway["from"]]
     # An ingress without `from` is open to everybody.
