@@ -292,6 +292,9 @@ ARCADIA_WORKER_TYPE = "fastchat.serve.vllm_worker"
 NODE_GPUS = "ARCADIA_NODE_GPUS"
 """The one variable that a launcher may only know once its pod is complete."""
 
+BATCH_TOKEN_VARIABLE = "ARCADIA_BATCH_TOKEN"  # noqa: S105 - the name of a variable
+"""The batch token itself, where a launcher cannot mount a file. The runtime moves it to one at once."""
+
 VARIABLES = {
     # Arcadia's own
     "num_gpus": "NUMBER_GPUS",

@@ -24,6 +24,7 @@ from airflow_arcadia.runtime import ray_node
 from airflow_arcadia.runtime.fastchat.registration import leave_controller
 from airflow_arcadia.runtime.lease_watch import LeaseWatch
 from airflow_arcadia.runtime.log import say
+from airflow_arcadia.runtime.secret_variables import start_anew_without_secrets
 from airflow_arcadia.runtime.server_command import server_argv, server_env
 from airflow_arcadia.runtime.server_reports import SupervisorEnd
 from airflow_arcadia.runtime.shared_memory import EngineSharedMemory
@@ -50,6 +51,7 @@ def main() -> int:
         epilog="Variables: NUMBER_GPUS, RAY_ADDRESS, FASTCHAT_*, … see airflow_arcadia/worker.py.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args()
+    start_anew_without_secrets(os.environ, ["-m", "airflow_arcadia.runtime", *sys.argv[1:]])
     stop = StopSignal()
     adopt_orphans()
     try:
@@ -60,7 +62,7 @@ def main() -> int:
     ensure_marked(os.environ, f"worker/{spec.name}")
     record = _shm_record(spec)
     watchdog = Watchdog(
-        os.environ, shm_record=record, controller=spec.controller_address, worker_url=spec.url
+        os.environ, shm_record=record, controller=spec.controller_address, worker_url=spec.fastchat_url
     )
     watchdog.keep()
     try:
@@ -146,7 +148,7 @@ def serve(
     reports.check()
     if reports.registered and spec.controller_address:
         # The server had no time to do it itself.
-        leave_controller(spec.controller_address, spec.url)
+        leave_controller(spec.controller_address, spec.fastchat_url)
     if left := memory.remove():
         say(f"shared memory still in use: {', '.join(left)}")
     if reason:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -81,12 +82,13 @@ class Worker:
 def start(store: LeaseStore, lease: Lease, tmp_path: Path) -> Iterator[Any]:
     started: list[Worker] = []
 
-    def begin(does: str = "serve", *, marked: bool = True, **spec: Any) -> Worker:
+    def begin(does: str = "serve", *, marked: bool = True, secret: str = "", **spec: Any) -> Worker:
         settings = {"lease_file": str(store.file(lease.name)), **spec}
         whole = PlacedWorker(name="w", model="m", port=1, **settings)
         env = os.environ | whole.to_env() | {"STAND_IN": does}
         env |= {"PYTHONPATH": f"{STAND_IN}:{ROOT}", "PYTHONUNBUFFERED": "1"}
         env |= mark(lease.name, "worker/w") if marked else {}
+        env |= {"ARCADIA_BATCH_TOKEN": secret} if secret else {}
         log = tmp_path / "worker.log"
         with log.open("wb") as file:
             words = [sys.executable, "-m", "airflow_arcadia.runtime"]
@@ -118,6 +120,31 @@ def test_a_server_that_could_not_leave_its_controller_is_taken_off_it(start, con
     worker = start(does, controller_address=f"http://127.0.0.1:{controller.server_port}")
     assert worker.process.wait(30) == SERVER_ENDED
     assert [path for path, _ in Controller.told] == ["/register_worker"] * told
+
+
+@pytest.mark.parametrize("ended", ["by its server", "by a kill"])
+def test_the_controller_forgets_a_worker_by_the_address_that_it_registered(start, controller, ended):
+    address = f"http://127.0.0.1:{controller.server_port}"
+    does = 'report {"registered": true};kill' if ended == "by its server" else "serve"
+    worker = start(does, controller_address=address, fastchat_port=2)
+    if ended == "by a kill":
+        worker.wait_for_core()
+        worker.process.kill()
+    wait_for(lambda: Controller.told, 20, "the controller to be told")
+    assert [told["worker_name"] for _, told in Controller.told] == ["http://127.0.0.1:2"]
+
+
+def test_a_secret_that_came_as_a_variable_is_in_a_file_and_in_no_environment(start):
+    worker = start(secret="the-token")
+    worker.wait_for_core()
+    family = find_marked(worker.lease)
+    assert len(family) > 2
+    for process in family:
+        assert "the-token" not in process.environ().values(), process.cmdline()
+    file = Path(psutil.Process(worker.process.pid).environ()["ARCADIA_BATCH_TOKEN_FILE"])
+    assert file.read_text() == "the-token"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    file.unlink()
 
 
 def test_so_does_one_that_no_launcher_has_marked_and_no_lease_owns(start):
