@@ -53,6 +53,12 @@ _CONNECTION_FIELDS = {
     "namespace": _text(
         "Kubernetes: namespace", "Where workers run. Empty: the Kubernetes connection's.", "arcadia"
     ),
+    "generate_api_key": _text(
+        "Kubernetes: generate API keys",
+        "Where no worker API key is given, each worker gets a random one for its run's tasks. false: workers "
+        "serve whoever reaches them.",
+        "false",
+    ),
     "ray_token": _text(
         "Token of the Ray clusters", "Only for Ray clusters with token authentication.", form="password"
     ),
@@ -93,7 +99,7 @@ def get_provider_info() -> dict[str, Any]:
                 "ui-field-behaviour": {
                     "hidden-fields": ["host", "port", "schema", "login"],
                     "relabeling": {"password": "Worker API key"},
-                    "placeholders": {"password": "asked for by both of the worker's protocols"},
+                    "placeholders": {"password": "empty: a random one for each worker on Kubernetes"},
                 },
                 "conn-fields": _CONNECTION_FIELDS,
             }

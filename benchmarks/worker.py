@@ -66,10 +66,13 @@ def wait_until_ready(launcher: ProcessLauncher, handle: WorkerHandle) -> None:
         """Renew nothing: the benchmark's lease is long enough."""
         await asyncio.Event().wait()
 
+    async def no_key() -> None:
+        """The benchmark's workers ask for none."""
+
     wait = Wait(
         launcher=launcher,
         handle=handle,
-        api_key=None,
+        api_key=no_key,
         started_at=time.time(),
         startup_timeout_s=STARTUP_TIMEOUT_S,
         poll_interval_s=POLL_S,

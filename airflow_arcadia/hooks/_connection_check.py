@@ -58,7 +58,7 @@ def check_connection(hook: ArcadiaHook, versions: Callable[[str], object]) -> li
     else:
         findings += check_config(config, hook.ray_token)
     if hook.kubernetes_conn_id:
-        findings += check_kubernetes(hook)
+        findings += [*check_kubernetes(hook), *check_api_key(hook)]
     else:
         findings += check_machine(hook, versions)
     return findings
@@ -143,6 +143,17 @@ def check_kubernetes(hook: ArcadiaHook) -> list[Finding]:
         return hook.kubernetes.with_patience(API_PATIENCE_S).run(_ask_cluster)
     except ArcadiaError as error:
         return [Finding(ok=False, text=str(error))]
+
+
+def check_api_key(hook: ArcadiaHook) -> Iterator[Finding]:
+    """What is worth knowing of the API key of workers in a cluster."""
+    try:
+        generates = hook.generates_api_keys
+    except ArcadiaError as error:
+        yield Finding(ok=False, text=str(error))
+        return
+    if not generates and not hook.api_key:
+        yield Finding(ok=True, text="Workers serve without an API key: generate_api_key is false.")
 
 
 async def _ask_cluster(session: Session) -> list[Finding]:

@@ -16,6 +16,8 @@ from airflow.providers.common.compat.connection import get_async_connection, get
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 
+from airflow_arcadia.batch import Endpoint
+from airflow_arcadia.batch.batch_api import RemoteBatches
 from airflow_arcadia.config import ArcadiaConfig
 from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError
 from airflow_arcadia.hooks._connection_check import check_connection, summarize
@@ -27,9 +29,8 @@ from airflow_arcadia.kubernetes.leases import KubernetesLeases
 from airflow_arcadia.kubernetes.pod_template import API_KEY, BATCH_TOKEN, HF_TOKEN, RAY_TOKEN
 from airflow_arcadia.launchers.arcadia_worker.launcher import CustomResourceLauncher
 from airflow_arcadia.launchers.arcadia_worker.settings import WorkerResourceSettings
-from airflow_arcadia.launchers.base import Launcher
+from airflow_arcadia.launchers.base import Credentials, Launcher
 from airflow_arcadia.launchers.pod.launcher import PodLauncher
-from airflow_arcadia.launchers.pod.secrets import read_secret
 from airflow_arcadia.launchers.pod.settings import PodSettings
 from airflow_arcadia.launchers.probe import observe
 from airflow_arcadia.launchers.process import ProcessLauncher
@@ -40,10 +41,10 @@ from airflow_arcadia.lease_store import Leases, LeaseStore, default_root
 from airflow_arcadia.ray_cluster.backend import RayBackend
 from airflow_arcadia.ray_cluster.kuberay.backend import KubeRayBackend
 from airflow_arcadia.ray_cluster.local import LocalRayBackend, worker_versions
+from airflow_arcadia.readiness import Observation, ProcessObservation
 
 if TYPE_CHECKING:
     from airflow_arcadia.launchers.reaper import Backend
-    from airflow_arcadia.readiness import Observation
     from airflow_arcadia.worker import WorkerHandle
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,8 @@ class ArcadiaHook(BaseHook):
     ============================= ======================================================================
     field                         meaning
     ============================= ======================================================================
-    password                      the workers' API key; without one they serve without a key
+    password                      the workers' API key; without one, each worker in a cluster gets a random
+                                  key, and local processes serve without a key
     extra ``arcadia_config``      path of the arcadia-config file
     extra ``arcadia_config_yaml`` arcadia-config itself, as YAML; wins over the path
     extra ``worker_python``       Python of the worker's environment, for the process launcher
@@ -73,6 +75,7 @@ class ArcadiaHook(BaseHook):
     extra ``kubernetes_conn_id``  connection of type ``kubernetes``: workers are pods there; without one they
                                   are processes of this machine
     extra ``namespace``           namespace of the workers; default the kubernetes connection's
+    extra ``generate_api_key``    ``false``: pods without a password serve without a key
     ============================= ======================================================================
 
     :param arcadia_conn_id: id of the connection.
@@ -255,7 +258,7 @@ class ArcadiaHook(BaseHook):
         :param settings: how they are made; only needed to launch.
         """
         api = self.kubernetes
-        return CustomResourceLauncher(api, KubernetesLeases(api), settings)
+        return CustomResourceLauncher(api, KubernetesLeases(api), settings, self._secrets(self.api_key))
 
     def launchers(self) -> dict[str, Launcher]:
         """Every launcher of this connection by name: what a monitor may need."""
@@ -280,8 +283,16 @@ class ArcadiaHook(BaseHook):
         )
 
     def look(self, handle: WorkerHandle) -> Observation:
-        """Look at a worker once; one generation included."""
-        return asyncio.run(observe(self.launcher(handle.launcher), handle, self.api_key))
+        """Look at a worker once, one generation included; one whose key cannot be read is not healthy."""
+        try:
+            return asyncio.run(self.observe(handle))
+        except ArcadiaError as error:
+            return Observation(ProcessObservation(None), said=error.what)
+
+    async def observe(self, handle: WorkerHandle) -> Observation:
+        """All evidence of one moment. Raises as :meth:`credentials`."""
+        launcher = self.launcher(handle.launcher)
+        return await observe(launcher, handle, (await launcher.credentials(handle)).api_key)
 
     @property
     def reap_backend(self) -> Backend:
@@ -292,32 +303,56 @@ class ArcadiaHook(BaseHook):
 
     @property
     def api_key(self) -> str | None:
-        """The workers' API key, if they ask for one."""
+        """The API key that the connection gives all its workers; :meth:`credentials` reads a worker's own."""
         return self.get_conn().password or None
 
     @property
+    def generates_api_keys(self) -> bool:
+        """Whether each worker gets a random API key: in a cluster, unless the connection says otherwise.
+
+        Raises :class:`ArcadiaConfigError` for a setting that is neither true nor false.
+        """
+        said = self._extra("generate_api_key") or "true"
+        if said.lower() not in {"true", "false"}:
+            raise ArcadiaConfigError(
+                f"generate_api_key of connection {self.arcadia_conn_id!r} is {said!r}.",
+                what_to_do="Set it to true or false.",
+            )
+        return self.kubernetes_conn_id is not None and self.api_key is None and said.lower() == "true"
+
+    @property
     def secrets(self) -> dict[str, str]:
-        """What workers may know, by the names of their files: the API key and the tokens."""
+        """What workers may know, by the names of their files: the API key and the tokens.
+
+        A key that is made here is of one launch alone, as the batch token is: another attempt finds the file
+        or Secret of the first, and so its key and token.
+        """
+        return self._secrets(secrets.token_urlsafe(32) if self.generates_api_keys else self.api_key)
+
+    def _secrets(self, api_key: str | None) -> dict[str, str]:
         found = {
-            API_KEY: self.api_key,
+            API_KEY: api_key,
             RAY_TOKEN: self._extra("ray_token"),
             HF_TOKEN: self._extra("hf_token"),
-            # Of this launch alone; another attempt finds the file or Secret, and so the token, of the first.
             BATCH_TOKEN: secrets.token_urlsafe(32),
         }
         return {key: value for key, value in found.items() if value}
 
-    async def batch_token(self, handle: WorkerHandle) -> str | None:
-        """The token by which the worker knows tasks of its own run; None when it was launched without one.
+    async def credentials(self, handle: WorkerHandle) -> Credentials:
+        """The API key and the token that the worker was launched with.
 
-        Raises :class:`ArcadiaError` when it cannot be read.
+        Raises :class:`ArcadiaError` when they cannot be read: that is never "the worker asks for no key".
         """
-        if handle.launcher == ProcessLauncher.name:
-            return await asyncio.to_thread(self.store.read_secret, handle.lease, BATCH_TOKEN)
-        if handle.launcher == PodLauncher.name:
-            async with self.kubernetes.session() as session:
-                return await read_secret(session, handle.name, BATCH_TOKEN)
-        return None
+        return await self.launcher(handle.launcher).credentials(handle)
+
+    async def endpoint(self, handle: WorkerHandle) -> Endpoint:
+        """Where the worker's server is, and its key. Raises as :meth:`credentials`."""
+        return Endpoint(handle.url, (await self.credentials(handle)).api_key)
+
+    async def remote_batches(self, handle: WorkerHandle) -> RemoteBatches:
+        """The worker's Batch API, for tasks of its own run. Raises as :meth:`credentials`."""
+        known = await self.credentials(handle)
+        return RemoteBatches(Endpoint(handle.url, known.api_key), known.batch_token)
 
 
 def _no_connection(conn_id: str) -> ArcadiaConfigError:

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.readiness import ProcessObservation
 from airflow_arcadia.worker import RayConnection, WorkerHandle, WorkerSpec
 
-__all__ = ["Launcher", "ProcessObservation"]
+__all__ = ["Credentials", "Launcher", "ProcessObservation"]
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What a task sends to its worker. Read when it is needed, never part of a handle, which is an XCom.
+
+    :param api_key: None for a worker that asks for no key.
+    :param batch_token: how the worker knows its own run's tasks; None for one that was launched without it.
+    """
+
+    api_key: str | None = field(default=None, repr=False)
+    batch_token: str | None = field(default=None, repr=False)
 
 
 class Launcher(Protocol):
@@ -39,6 +52,13 @@ class Launcher(Protocol):
 
     def log_lines(self, handle: WorkerHandle) -> AsyncIterator[str]:
         """Its log as it grows, from the beginning, without end."""
+
+    async def credentials(self, handle: WorkerHandle) -> Credentials:
+        """What the worker was launched with.
+
+        Raises :class:`~airflow_arcadia.exceptions.ArcadiaError` when it cannot be read: that is never "the
+        worker asks for no key".
+        """
 
 
 @runtime_checkable

@@ -16,6 +16,7 @@ import psutil
 
 from airflow_arcadia.exceptions import ArcadiaConfigError, WorkerError
 from airflow_arcadia.kubernetes.pod_template import API_KEY, BATCH_TOKEN, HF_TOKEN, RAY_TOKEN
+from airflow_arcadia.launchers.base import Credentials
 from airflow_arcadia.lease import Lease, Owned
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.ports import free_port, require_free
@@ -144,6 +145,14 @@ class ProcessLauncher:
             for line in lines:
                 yield line
             await asyncio.sleep(_LOOK_S)
+
+    async def credentials(self, handle: WorkerHandle) -> Credentials:
+        """The key that all workers of this machine have, and the token in the lease's file.
+
+        Raises :class:`ArcadiaError` when the lease is gone or the file cannot be read.
+        """
+        token = await asyncio.to_thread(self._store.read_secret, handle.lease, BATCH_TOKEN)
+        return Credentials(self._secrets.get(API_KEY), token)
 
     def stop(self, where: Mapping[str, object], *, grace_s: float) -> Sequence[str]:
         """End the worker and all it started; returns what is still there afterwards."""

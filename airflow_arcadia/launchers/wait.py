@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from airflow_arcadia.kubernetes.errors import KubernetesUnreachableError
 from airflow_arcadia.launchers.base import Launcher
-from airflow_arcadia.launchers.probe import evidence
+from airflow_arcadia.launchers.probe import LOOK_S, evidence
 from airflow_arcadia.loading import Loading
 from airflow_arcadia.readiness import (
     Failed,
@@ -31,7 +32,8 @@ class Wait:
     """What to wait for, and who is told about it.
 
     :param launcher: the one that launched the worker.
-    :param api_key: the worker's, if it asks for one.
+    :param api_key: reads the worker's, if it asks for one. Raises when it cannot be read; only an API server
+        that is away is waited for.
     :param started_at: when the wait began, seconds since the epoch; a restarted triggerer keeps it.
     :param poll_interval_s: seconds between two questions to the worker; its process is watched besides.
     :param keep_renewed: renews the lease until it is cancelled.
@@ -41,7 +43,7 @@ class Wait:
 
     launcher: Launcher
     handle: WorkerHandle
-    api_key: str | None
+    api_key: Callable[[], Awaitable[str | None]]
     started_at: float
     startup_timeout_s: float
     poll_interval_s: float
@@ -51,12 +53,13 @@ class Wait:
 
 
 class _Latest:
-    """The last observation of the process, and a signal for a new one."""
+    """The last observation of the process, a signal for a new one, and the worker's key once it was read."""
 
     def __init__(self) -> None:
         self.process = ProcessObservation(None)
         self.loading = Loading()
         self.changed = asyncio.Event()
+        self._key: tuple[str | None] | None = None
 
     async def keep(self, wait: Wait) -> None:
         async for process in wait.launcher.watch(wait.handle):
@@ -71,6 +74,18 @@ class _Latest:
             self.loading.read(line)
             if not usage.hides(line):
                 wait.log_line(line)
+
+    async def ask(self, wait: Wait) -> Observation:
+        """What the worker says. Raises what says that its key will not be readable later either."""
+        process = self.process
+        if self._key is None:
+            try:
+                self._key = (await asyncio.wait_for(wait.api_key(), LOOK_S),)
+            except asyncio.TimeoutError:
+                return Observation(process, said=f"its API key could not be read within {LOOK_S:g} s")
+            except KubernetesUnreachableError as error:
+                return Observation(process, said=error.what)
+        return await evidence(process, wait.handle, self._key[0])
 
 
 async def wait_until_decided(wait: Wait) -> Ready | Failed:
@@ -110,7 +125,7 @@ async def _evidence(wait: Wait, latest: _Latest) -> Observation:
     process = latest.process
     if process.alive is False:
         return Observation(process)
-    asking = asyncio.ensure_future(evidence(process, wait.handle, wait.api_key))
+    asking = asyncio.ensure_future(latest.ask(wait))
     try:
         while not asking.done() and latest.process.alive is not False:
             latest.changed.clear()

@@ -23,7 +23,6 @@ from airflow_arcadia.batch import (
     finished_summary,
     run_batch,
 )
-from airflow_arcadia.batch.batch_api import RemoteBatches
 from airflow_arcadia.batch.output.samples import failed_rows
 from airflow_arcadia.batch.progress import History
 from airflow_arcadia.batch.spec import BatchOptions
@@ -187,6 +186,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
             self._report(progress, context)
 
         hook = ArcadiaHook(self.arcadia_conn_id)
+        endpoints = asyncio.run(_endpoints(hook, handles))
         with (
             WorkerWatch(hook.launchers(), handles) as watch,
             LeaseKeeper(hook.leases, {handle.held_by for handle in handles}, self.log) as renewal,
@@ -194,7 +194,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
             try:
                 return run_batch(
                     spec,
-                    [Endpoint(handle.url, hook.api_key) for handle in handles],
+                    endpoints,
                     on_progress=report,
                     progress_interval_s=self.progress_interval,
                     should_stop=lambda: self._stop.is_set() or watch.all_lost or renewal.error is not None,
@@ -259,9 +259,9 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
 
     async def _submit(self, handle: WorkerHandle, spec: BatchSpec) -> str:
         hook = ArcadiaHook(self.arcadia_conn_id)
-        endpoint = Endpoint(handle.url, hook.api_key)
+        batches = await hook.remote_batches(handle)
         try:
-            return await RemoteBatches(endpoint, await hook.batch_token(handle)).submit(spec)
+            return await batches.submit(spec)
         except BatchError as error:
             seen = await hook.launcher(handle.launcher).observe(handle)
             if seen.alive is False:
@@ -323,6 +323,10 @@ def _failure_counted(metrics: BatchMetrics) -> Iterator[None]:
     except ArcadiaError:
         metrics.failed()
         raise
+
+
+async def _endpoints(hook: ArcadiaHook, handles: Sequence[WorkerHandle]) -> list[Endpoint]:
+    return list(await asyncio.gather(*(hook.endpoint(handle) for handle in handles)))
 
 
 def _keep(context: Context, key: str, value: Any) -> None:

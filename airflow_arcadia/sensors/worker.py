@@ -14,7 +14,6 @@ from airflow.sdk import BaseSensorOperator, PokeReturnValue
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, fail_without_retry
-from airflow_arcadia.launchers.probe import observe
 from airflow_arcadia.launchers.wait import wait_until_decided
 from airflow_arcadia.operators._requirements import require_handle
 from airflow_arcadia.readiness import Failed, Outcome, Ready, Waiting, decide
@@ -120,7 +119,7 @@ class ArcadiaModelReadySensor(BaseSensorOperator):
             handle = require_handle(self.worker)
             hook = ArcadiaHook(self.arcadia_conn_id)
             asyncio.run(hook.leases.renew(handle.held_by, now))
-            seen = asyncio.run(observe(hook.launcher(handle.launcher), handle, hook.api_key))
+            seen = asyncio.run(hook.observe(handle))
         outcome = decide(
             seen, started_at=self._started_at, now=time.time(), startup_timeout_s=self.startup_timeout
         )

@@ -9,10 +9,11 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_arcadia.batch import Endpoint, Progress
+from airflow_arcadia.batch import Progress
 from airflow_arcadia.batch.batch_api import Completed, Ended, RemoteBatches, Running, State, judge
 from airflow_arcadia.exceptions import ArcadiaError, BatchError
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
+from airflow_arcadia.kubernetes.errors import KubernetesUnreachableError
 from airflow_arcadia.launchers.base import Launcher
 from airflow_arcadia.launchers.monitor import lost_error
 from airflow_arcadia.launchers.renewal import keep_renewed
@@ -61,9 +62,9 @@ class ArcadiaBatchInferenceTrigger(BaseTrigger):
         try:
             hook = await ArcadiaHook.loaded(self.arcadia_conn_id)
             leases, launcher = hook.leases, hook.launcher(handle.launcher)
-            batches = RemoteBatches(Endpoint(handle.url, hook.api_key), await hook.batch_token(handle))
+            batches = await self._batches(hook, handle)
         except ArcadiaError as error:
-            yield _event(failed=str(error))
+            yield _event(failed=str(error), retryable=isinstance(error, KubernetesUnreachableError))
             return
         renewing = asyncio.ensure_future(keep_renewed(leases, handle.held_by, self.log))
         try:
@@ -71,6 +72,18 @@ class ArcadiaBatchInferenceTrigger(BaseTrigger):
         finally:
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)
+
+    async def _batches(self, hook: ArcadiaHook, handle: WorkerHandle) -> RemoteBatches:
+        """The worker's Batch API. Raises :class:`ArcadiaError` when its key cannot be read."""
+        began = time.monotonic()
+        while True:
+            try:
+                return await hook.remote_batches(handle)
+            except KubernetesUnreachableError as error:  # which does not touch the batch
+                if time.monotonic() - began >= self.unreachable_timeout:
+                    raise
+                self.log.warning("%s", error)
+            await asyncio.sleep(self.poll_interval)
 
     async def _ended(
         self, handle: WorkerHandle, launcher: Launcher, batches: RemoteBatches, renewing: asyncio.Future[Any]
@@ -124,8 +137,8 @@ class ArcadiaBatchInferenceTrigger(BaseTrigger):
         try:
             hook = await ArcadiaHook.loaded(self.arcadia_conn_id)
             handle = WorkerHandle.from_dict(self.handle)
-            endpoint = Endpoint(handle.url, hook.api_key)
-            await RemoteBatches(endpoint, await hook.batch_token(handle)).cancel(self.batch_id)
+            batches = await hook.remote_batches(handle)
+            await batches.cancel(self.batch_id)
         except ArcadiaError as error:
             # The teardown ends the worker and the batch with it.
             self.log.warning("%s was not cancelled: %s", self.batch_id, error)

@@ -92,10 +92,14 @@ def model_wait(
 ) -> Wait:
     """The wait for a model, told in the task's log: what it waits for, and the worker's own lines."""
     leases, launcher = hook.leases, hook.launcher(handle.launcher)
+
+    async def api_key() -> str | None:
+        return (await launcher.credentials(handle)).api_key
+
     return Wait(
         launcher=launcher,
         handle=handle,
-        api_key=hook.api_key,
+        api_key=api_key,
         started_at=started_at,
         startup_timeout_s=startup_timeout_s,
         poll_interval_s=poll_interval_s,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 
-from airflow_arcadia.batch import Endpoint
-from airflow_arcadia.batch.batch_api import RemoteBatches
 from airflow_arcadia.exceptions import ArcadiaConfigError, TeardownError, UnreadableLeaseError
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
 from airflow_arcadia.lease import Identity
@@ -114,17 +112,17 @@ def retry_failed_rows(dag_id: str, run_id: str, task_id: str, map_index: int) ->
 
 
 async def _cancel(handle: WorkerHandle, batch_id: str) -> None:
-    hook = ArcadiaHook(await asyncio.to_thread(_connection_of, handle))
-    endpoint = Endpoint(handle.url, await asyncio.to_thread(lambda: hook.api_key))
+    hook = await asyncio.to_thread(_hook_of, handle)
     # A batch of the run's own tasks is known only to who sends their token.
-    await RemoteBatches(endpoint, await hook.batch_token(handle)).cancel(batch_id)
+    batches = await hook.remote_batches(handle)
+    await batches.cancel(batch_id)
 
 
-def _connection_of(handle: WorkerHandle) -> str:
+def _hook_of(handle: WorkerHandle) -> ArcadiaHook:
     conn_id = connection_of(handle.lease)
     if conn_id is None:
         raise ArcadiaConfigError("The worker has ended.", what_to_do="Look at the task's log.")
-    return conn_id
+    return ArcadiaHook(conn_id)
 
 
 def _require_connection(conn_id: str) -> None:

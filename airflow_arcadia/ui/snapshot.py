@@ -10,8 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from airflow_arcadia.batch import Endpoint, Progress
-from airflow_arcadia.batch.batch_api import RemoteBatches
+from airflow_arcadia.batch import Progress
 from airflow_arcadia.batch.progress import History
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
 from airflow_arcadia.launchers.reaper import Held
@@ -203,7 +202,7 @@ def ask_batch(handle: Mapping[str, Any], batch_id: str) -> dict[str, Any]:
     hook = ArcadiaHook(conn_id)
 
     async def ask() -> dict[str, Any]:
-        batches = RemoteBatches(Endpoint(worker.url, hook.api_key), await hook.batch_token(worker))
+        batches = await hook.remote_batches(worker)
         return await asyncio.wait_for(batches.get(batch_id), REQUEST_S)
 
     return asyncio.run(ask())

@@ -29,6 +29,33 @@ def test_a_connection_that_does_not_exist_is_named():
         _ = ArcadiaHook("nowhere").config
 
 
+IN_A_CLUSTER = {"kubernetes_conn_id": "kubernetes_default"}
+
+
+def test_each_launch_in_a_cluster_has_an_api_key_of_its_own_unless_the_connection_gives_one(monkeypatch):
+    set_connection(monkeypatch, **IN_A_CLUSTER)
+    first, second = (ArcadiaHook().secrets["api-key"] for _ in range(2))
+    assert first != second
+    assert min(len(first), len(second)) >= 43, "32 random bytes"
+    assert ArcadiaHook().api_key is None
+    set_connection(monkeypatch, password="the-key", **IN_A_CLUSTER)
+    assert ArcadiaHook().secrets["api-key"] == "the-key"
+
+
+@pytest.mark.parametrize(
+    "extra", [{}, {**IN_A_CLUSTER, "generate_api_key": "False"}, {**IN_A_CLUSTER, "generate_api_key": False}]
+)
+def test_local_workers_and_those_of_a_connection_that_says_so_have_no_key(monkeypatch, extra):
+    set_connection(monkeypatch, **extra)
+    assert "api-key" not in ArcadiaHook().secrets
+
+
+def test_a_setting_that_is_neither_true_nor_false_leaves_no_worker_without_a_key(monkeypatch):
+    set_connection(monkeypatch, **IN_A_CLUSTER, generate_api_key="no")
+    with pytest.raises(ArcadiaConfigError, match=r"generate_api_key .* is 'no'\. Set it to true or false"):
+        _ = ArcadiaHook().secrets
+
+
 def test_only_what_a_retry_can_mend_is_retried():
     with pytest.raises(RayClusterError), fail_without_retry():
         raise RayClusterError("a", what_to_do="b")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import contextlib
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from airflow.sdk.exceptions import AirflowFailException
@@ -16,9 +21,10 @@ from airflow_arcadia.exceptions import ArcadiaConfigError, LeaseError, TeardownE
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
 from airflow_arcadia.launchers.arcadia_worker.launcher import CustomResourceLauncher
 from airflow_arcadia.launchers.arcadia_worker.ownership import TAKEN_BY, WorkerInUseError
+from airflow_arcadia.launchers.base import Credentials
 from airflow_arcadia.operators.worker import ArcadiaLaunchWorkerOperator
 from airflow_arcadia.ports import free_port
-from airflow_arcadia.worker import RayConnection
+from airflow_arcadia.worker import RayConnection, WorkerHandle
 from tests.airflow_context import make_context
 from tests.conftest import wait_for
 from tests.kubernetes import arcadia
@@ -56,7 +62,7 @@ def test_a_worker_is_made_ready_under_its_uid_and_gone_after_the_teardown(run: R
     made = worker(cluster, run.lease)
     assert made is not None
     assert handle["served_model_name"] == made["metadata"]["uid"] == handle["where"]["uid"]
-    envs = {item["name"]: item["value"] for item in made["spec"]["additionalEnvs"]}
+    envs = {item["name"]: item.get("value") for item in made["spec"]["additionalEnvs"]}
     assert (envs["NUMBER_GPUS"], envs["RAY_CLUSTER_INDEX"]) == ("1", "0")
     assert run.wait() is None
     wait_for(lambda: reason(cluster, run.lease) == "Running", 20, "Arcadia to say so, too")
@@ -64,6 +70,44 @@ def test_a_worker_is_made_ready_under_its_uid_and_gone_after_the_teardown(run: R
     assert worker(cluster, run.lease) is None
     gone(cluster, run.lease)
     run.teardown(grace=1)
+
+
+def test_a_worker_of_our_image_gets_the_batch_token_through_a_secret_and_no_api_key(
+    run: Run, cluster: Cluster, caplog: pytest.LogCaptureFixture
+):
+    settings = made_here()
+
+    def attempt(try_number: int) -> tuple[dict[str, Any], dict[str, str]]:
+        handle = run.launch(try_number=try_number, launcher="custom_resource", custom_resource=settings)
+        kept = cluster.core.read_namespaced_secret(handle["where"]["secret"], cluster.namespace)
+        assert kept.metadata.owner_references[0].name == run.lease
+        return handle, {key: base64.b64decode(value).decode() for key, value in kept.data.items()}
+
+    handle, data = attempt(1)
+    assert set(data) == {"batch-token"}
+    assert attempt(2) == (handle, data), "another attempt keeps it"
+    token = data["batch-token"]
+    known = asyncio.run(ArcadiaHook().credentials(WorkerHandle.from_dict(handle)))
+    assert (known.api_key, known.batch_token) == (None, token)
+    assert token not in json.dumps(handle) + json.dumps(worker(cluster, run.lease)) + caplog.text
+    assert run.wait() is None
+    found = [p for p in psutil.process_iter() if has(p, "ARCADIA_BATCH_TOKEN", token)]
+    assert found, "the container has it"
+
+
+def has(process: psutil.Process, variable: str, value: str) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.environ().get(variable) == value
+    return False
+
+
+@pytest.mark.parametrize("settings", [{"existing": True}, {"runner": {"image": "kubeagi/arcadia-fastchat"}}])
+def test_a_worker_that_would_not_read_it_gets_no_secret(run: Run, cluster: Cluster, settings: dict[str, Any]):
+    reached = made_before(cluster, "qwen") | {"name": "qwen"} if "existing" in settings else {}
+    handle = launch(run, **settings, **reached)
+    assert "secret" not in handle["where"]
+    assert [item for item in run.objects if "Secret" in item] == []
+    assert asyncio.run(ArcadiaHook().credentials(WorkerHandle.from_dict(handle))) == Credentials()
 
 
 def test_a_retry_finds_the_worker_and_one_deleted_by_hand_is_made_again(run: Run, cluster: Cluster):
@@ -113,6 +157,8 @@ def test_a_manifest_of_arcadias_documentation_runs(run: Run, cluster: Cluster, t
     assert run.wait() is None
     made = worker(cluster, "qwen-7b")
     assert made is not None
+    # Our own variable comes beside what the manifest has.
+    assert made["spec"]["additionalEnvs"].pop()["name"] == "ARCADIA_BATCH_TOKEN"
     assert {key: made["spec"][key] for key in spec} == spec
     run.teardown(grace=1)
     assert worker(cluster, "qwen-7b") is None

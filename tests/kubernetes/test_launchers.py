@@ -60,6 +60,7 @@ raise MemoryError("the cause")
 """Serves until it is sent a request to die; however often it is started again, it stays dead."""
 
 GRACE_S = 5.0
+SECRETS = {"api-key": "the-key", "batch-token": "the-token"}
 KNOWN_LATER = {"pid", "started_at", "url", "uid"}
 """Of a handle's ``where``: what is not known yet when the intention is recorded."""
 
@@ -138,7 +139,7 @@ def process(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
         yield replace(handle, where=where)
 
     def launcher() -> ProcessLauncher:
-        return ProcessLauncher(store, str(python))
+        return ProcessLauncher(store, str(python), secrets=SECRETS)
 
     return Place(launcher, store, held, spec(held, tmp_path), left, out_of_sight)
 
@@ -153,7 +154,7 @@ def pod(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
         return manifest
 
     def launcher() -> PodLauncher:
-        return PodLauncher(ArcadiaHook().kubernetes, leases, settings, request=with_our_worker)
+        return PodLauncher(ArcadiaHook().kubernetes, leases, settings, SECRETS, with_our_worker)
 
     # In a volume of the container's: it is there after a restart.
     return in_sight_of(request, launcher, leases, held, spec(held, Path(CACHE_PATH)))
@@ -166,7 +167,7 @@ def custom_resource(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     settings = WorkerResourceSettings.parse(arcadia.made_here())
 
     def launcher() -> CustomResourceLauncher:
-        return CustomResourceLauncher(ArcadiaHook().kubernetes, leases, settings)
+        return CustomResourceLauncher(ArcadiaHook().kubernetes, leases, settings, SECRETS)
 
     return in_sight_of(request, launcher, leases, held, spec(held, Path("/data/models")))
 
@@ -235,6 +236,13 @@ def test_launching_again_finds_the_same_worker(place: Place):
     there = place.left()
     assert place.launch() == first
     assert place.left() == there
+
+
+def test_a_later_task_reads_what_the_worker_was_launched_with(place: Place):
+    handle = place.launch()
+    known = asyncio.run(place.launcher().credentials(handle))
+    assert (known.api_key, known.batch_token) == ("the-key", "the-token")
+    assert "the-" not in json.dumps(handle.to_dict()) + repr(known)
 
 
 def test_the_watch_tells_that_it_lives_and_that_it_died(place: Place):

@@ -76,8 +76,8 @@ def test_no_secret_is_in_the_pod_in_clear(run: Run, cluster: Cluster, caplog: py
         assert secret not in pod + json.dumps(handle) + str(lease) + caplog.text
     # Another attempt makes no other token, and the run's tasks read the one there is.
     assert run.launch()["where"]["uid"] == handle["where"]["uid"]
-    read = asyncio.run(ArcadiaHook().batch_token(WorkerHandle.from_dict(handle)))
-    assert read == secrets["batch-token"]
+    read = asyncio.run(ArcadiaHook().credentials(WorkerHandle.from_dict(handle)))
+    assert (read.api_key, read.batch_token) == ("the-api-key", secrets["batch-token"])
     run.teardown()
 
 

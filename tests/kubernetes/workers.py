@@ -31,15 +31,19 @@ STAND_IN = """
 import http.server, json, os, signal, sys
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 MODEL = os.environ["FASTCHAT_REGISTRATION_MODEL_NAME"]
+FILE = os.environ.get("ARCADIA_API_KEY_FILE")
+KEY = "Bearer " + open(FILE).read() if FILE else None
 ANSWERS = {
     "/worker_get_status": {"model_names": [MODEL]}, "/model_details": {"context_length": 512},
     "/v1/completions": {"choices": [{"text": "1"}]},
 }
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self): self.answer({})
-    def do_POST(self): self.answer(ANSWERS.get(self.path, {}))
-    def answer(self, body):
-        self.send_response(200)
+    def do_POST(self):
+        known = self.path == "/worker_get_status" or KEY in {None, self.headers["Authorization"]}
+        self.answer(ANSWERS.get(self.path, {}), 200 if known else 401)
+    def answer(self, body, status=200):
+        self.send_response(status)
         self.end_headers()
         self.wfile.write(json.dumps(body).encode())
     def log_message(self, *_): pass
@@ -160,7 +164,8 @@ def where() -> dict[str, Any]:
         url = os.environ.get("ARCADIA_TEST_WORKER_URL", DEFAULT_WORKER_URL)
         return {"host": "0.0.0.0", "worker_url": url}
     port = free_port()
-    return {"host": "127.0.0.1", "port": port, "worker_url": f"http://127.0.0.1:{port}"}
+    found = {"host": "127.0.0.1", "port": port, "worker_url": f"http://127.0.0.1:{port}"}
+    return found | {"fastchat_port": free_port()}
 
 
 def pods_share_an_address() -> bool:

@@ -11,6 +11,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from airflow_arcadia.exceptions import WorkerLostError
+from airflow_arcadia.hooks.arcadia import ArcadiaHook
+from airflow_arcadia.kubernetes.errors import unreachable
+from airflow_arcadia.launchers.base import Credentials
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.processes import mark, spawn
@@ -90,6 +94,47 @@ async def test_a_worker_that_lives_but_never_answers_is_not_waited_for_for_ever(
     assert "No answer about batch_1 for 0 s" in event["failed"]
     assert event["retryable"]
     assert len(batches.calls) > 3
+
+
+@pytest.fixture
+def away(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
+    """What reading the worker's key raises, one after the other, before it can be read."""
+    errors: list[Exception] = []
+    read = ArcadiaHook.credentials
+
+    async def credentials(self: ArcadiaHook, handle: WorkerHandle) -> Credentials:
+        if errors:
+            raise errors.pop(0)
+        return await read(self, handle)
+
+    monkeypatch.setattr(ArcadiaHook, "credentials", credentials)
+    return errors
+
+
+async def test_a_key_that_cannot_be_read_for_a_while_is_waited_for(
+    batches: FakeBatches, store: LeaseStore, lease: Lease, away: list[Exception]
+):
+    away += [unreachable("no answer")] * 3
+    batches.answers = [{"status": "completed", "summary": SUMMARY}]
+    assert (await fire(trigger(store, lease, batches.url)))["summary"] == SUMMARY
+
+
+async def test_a_key_that_cannot_be_read_for_long_fails_this_attempt_alone(
+    batches: FakeBatches, store: LeaseStore, lease: Lease, away: list[Exception]
+):
+    away += [unreachable("no answer")] * 1000
+    event = await fire(trigger(store, lease, batches.url, unreachable_timeout=0.1))
+    assert "The Kubernetes API cannot be reached" in event["failed"]
+    assert event["retryable"]
+    assert batches.calls == [], "nobody is asked without the key"
+
+
+async def test_a_key_that_is_gone_ends_the_wait(
+    batches: FakeBatches, store: LeaseStore, lease: Lease, away: list[Exception]
+):
+    away.append(WorkerLostError("The Secret is gone.", what_to_do="Clear the run."))
+    event = await fire(trigger(store, lease, batches.url))
+    assert (event["failed"], event["retryable"]) == ("The Secret is gone. Clear the run.", False)
 
 
 async def test_answers_in_between_count_the_silence_anew(

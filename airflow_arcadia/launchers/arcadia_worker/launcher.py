@@ -13,9 +13,10 @@ from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.kubernetes.api import KubernetesApi, Session
 from airflow_arcadia.kubernetes.ensure import make
 from airflow_arcadia.kubernetes.errors import KubernetesUnreachableError
-from airflow_arcadia.kubernetes.kinds import LEASE_LABEL, POD, WORKER, Object
+from airflow_arcadia.kubernetes.kinds import LEASE_LABEL, POD, SECRET, WORKER, Object
 from airflow_arcadia.kubernetes.leases import KubernetesLeases
 from airflow_arcadia.kubernetes.pod_reader import follow, look, unless_unreachable
+from airflow_arcadia.kubernetes.pod_template import API_KEY, BATCH_TOKEN
 from airflow_arcadia.kubernetes.watches import together
 from airflow_arcadia.launchers.arcadia_worker import manifest as resource
 from airflow_arcadia.launchers.arcadia_worker.ownership import LAUNCHER, take_offline, take_online, taken_by
@@ -36,6 +37,8 @@ from airflow_arcadia.launchers.arcadia_worker.status import (
     offline_since,
     pods_of,
 )
+from airflow_arcadia.launchers.base import Credentials
+from airflow_arcadia.launchers.pod.secrets import read_credentials
 from airflow_arcadia.lease import Lease, Owned
 from airflow_arcadia.readiness import ProcessObservation
 from airflow_arcadia.worker import PlacedWorker, RayConnection, WorkerHandle, WorkerSpec
@@ -53,6 +56,8 @@ class CustomResourceLauncher:
     :param api: namespace to run them in; Arcadia's operator must act there.
     :param leases: where the leases are.
     :param settings: how the Workers are made; only needed to launch.
+    :param secrets: ``batch-token``, which a Worker of our image gets through a Secret, and ``api-key``, which
+        it does not: see :meth:`credentials`.
     """
 
     name = LAUNCHER
@@ -65,10 +70,12 @@ class CustomResourceLauncher:
         api: KubernetesApi,
         leases: KubernetesLeases,
         settings: WorkerResourceSettings | None = None,
+        secrets: Mapping[str, str] | None = None,
     ) -> None:
         self._api = api
         self._leases = leases
         self._settings = settings or WorkerResourceSettings()
+        self._secrets = secrets or {}
 
     def launch(self, spec: WorkerSpec, lease: Lease, *, ray: RayConnection | None) -> WorkerHandle:
         """Make the Worker or take it online, or find the one of an earlier attempt.
@@ -79,7 +86,10 @@ class CustomResourceLauncher:
         settings, namespace = self._settings, self._api.namespace
         self._check(spec, ray)
         placed = resource.placed_worker(spec, settings, namespace)
-        body = None if settings.existing else resource.worker(placed, lease, settings, namespace)
+        secret = self._secret(placed, lease)
+        body = None
+        if not settings.existing:
+            body = resource.worker(placed, lease, settings, namespace, secret=secret)
         name = settings.name or spec.name
         where: dict[str, Any] = {
             "namespace": namespace,
@@ -89,9 +99,11 @@ class CustomResourceLauncher:
             "teardown": OFFLINE if settings.kept else DELETE,
             "unschedulable_grace": settings.unschedulable_grace,
         }
+        if secret is not None:
+            where["secret"] = secret["metadata"]["name"]
         item = Owned("worker", spec.name, self.name, where)
         held = self._leases.update(lease.name, lambda found: found.record(item))
-        made = self._api.run(lambda session: self._make(session, placed, held, body))
+        made = self._api.run(lambda session: self._make(session, placed, held, body, secret))
         if is_arcadias_runner((made["spec"].get("runner") or {}).get("image")):
             log.warning(
                 "Worker %s runs Arcadia's own image, which cannot serve batch requests; set "
@@ -160,6 +172,19 @@ class CustomResourceLauncher:
                 async for text in lines:
                     yield text
 
+    async def credentials(self, handle: WorkerHandle) -> Credentials:
+        """The batch token in the Secret made for it; and the connection's API key, if it has one.
+
+        Arcadia's gateway, which sends no key, reaches a Worker at the one port that Arcadia's Service has: so
+        we give it none. One that its user made may ask for the connection's. Raises :class:`ArcadiaError`
+        when the Secret is gone or cannot be read.
+        """
+        token = None
+        if "secret" in handle.where:
+            async with self._api.session() as session:
+                token = (await read_credentials(session, str(handle.where["secret"]))).batch_token
+        return Credentials(self._secrets.get(API_KEY), token)
+
     def stop(self, where: Mapping[str, object], *, grace_s: float) -> Sequence[str]:
         """Delete it or take it offline, and wait until its pods are gone; returns what is still there."""
         return self._api.run(lambda session: self._stop(session, where, grace_s))
@@ -188,10 +213,24 @@ class CustomResourceLauncher:
                 what_to_do="Provision that one, or leave the index out.",
             )
 
+    def _secret(self, placed: PlacedWorker, lease: Lease) -> Object | None:
+        """The Secret of a Worker that is made here and whose image reads it."""
+        token = self._secrets.get(BATCH_TOKEN)
+        if token is None or self._settings.existing or not self._settings.own_image:
+            return None
+        return resource.secret(placed, lease, token)
+
     async def _make(
-        self, session: Session, placed: PlacedWorker, lease: Lease, body: Object | None
+        self,
+        session: Session,
+        placed: PlacedWorker,
+        lease: Lease,
+        body: Object | None,
+        secret: Object | None,
     ) -> Object:
         settings = self._settings
+        if secret is not None:
+            await make(session, SECRET, secret, lease)
         if body is not None and not settings.kept:
             return await make(session, WORKER, body, lease)
         name = settings.name or placed.name

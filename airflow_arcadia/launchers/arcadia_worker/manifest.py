@@ -6,6 +6,7 @@ Service, their names and labels) is not ours to say.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -21,7 +22,7 @@ from airflow_arcadia.kubernetes.kinds import (
     labels_of_lease,
     owner_reference,
 )
-from airflow_arcadia.kubernetes.pod_template import given, own_gpus
+from airflow_arcadia.kubernetes.pod_template import BATCH_TOKEN, given, own_gpus
 from airflow_arcadia.launchers.arcadia_worker.settings import (
     GPUS,
     INDEX,
@@ -32,6 +33,7 @@ from airflow_arcadia.launchers.arcadia_worker.settings import (
 from airflow_arcadia.launchers.pod.settings import refuse_secrets
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.worker import (
+    BATCH_TOKEN_VARIABLE,
     DEFAULT_PORT,
     VARIABLES,
     PlacedWorker,
@@ -58,10 +60,33 @@ def placed_worker(spec: WorkerSpec, settings: WorkerResourceSettings, namespace:
     )
 
 
-def worker(placed: PlacedWorker, lease: Lease, settings: WorkerResourceSettings, namespace: str) -> Object:
+def secret(spec: WorkerSpec, lease: Lease, batch_token: str) -> Object:
+    """The Secret that a Worker's variables name. It has the lease's name, which no other run has."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": f"{spec.name}-worker",
+            "labels": labels_of_lease(lease.name),
+            "ownerReferences": [owner_reference(lease.name, lease.uid)],
+        },
+        "type": "Opaque",
+        "data": {BATCH_TOKEN: base64.b64encode(batch_token.encode()).decode()},
+    }
+
+
+def worker(
+    placed: PlacedWorker,
+    lease: Lease,
+    settings: WorkerResourceSettings,
+    namespace: str,
+    *,
+    secret: Object | None = None,
+) -> Object:
     """The Worker. Raises :class:`ArcadiaConfigError` for what Arcadia could not run.
 
     :param placed: what :func:`placed_worker` returned.
+    :param secret: what :func:`secret` returned, for a Worker of our image.
     """
     limits = settings.resources.get("limits")
     if not isinstance(limits, Mapping) or not limits:
@@ -79,7 +104,7 @@ def worker(placed: PlacedWorker, lease: Lease, settings: WorkerResourceSettings,
         "model": model_reference(placed, settings, namespace),
         "replicas": 1,
         "resources": dict(settings.resources),
-        "additionalEnvs": variables(placed, settings),
+        "additionalEnvs": [*variables(placed, settings), *_from(secret)],
     }
     body |= given(
         matchExpressions=[dict(item) for item in settings.match_expressions],
@@ -92,6 +117,15 @@ def worker(placed: PlacedWorker, lease: Lease, settings: WorkerResourceSettings,
     )
     meta |= given(annotations=dict(settings.annotations))
     return {"apiVersion": WORKER.api_version, "kind": WORKER.kind, "metadata": meta, "spec": body}
+
+
+def _from(secret: Object | None) -> list[Object]:
+    """The variable that takes the batch token from the Secret; Arcadia mounts no volume of ours."""
+    if secret is None:
+        return []
+    # Optional: a Worker that is kept may be taken online by hand once the run's Secret is gone.
+    key = {"name": secret["metadata"]["name"], "key": BATCH_TOKEN, "optional": True}
+    return [{"name": BATCH_TOKEN_VARIABLE, "valueFrom": {"secretKeyRef": key}}]
 
 
 def model_reference(spec: WorkerSpec, settings: WorkerResourceSettings, namespace: str) -> Object:

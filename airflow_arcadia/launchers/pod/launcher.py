@@ -16,7 +16,9 @@ from airflow_arcadia.kubernetes.leases import KubernetesLeases
 from airflow_arcadia.kubernetes.pod_reader import follow, look, unless_unreachable
 from airflow_arcadia.kubernetes.pod_status import PodSeen, is_ready, observe_pod
 from airflow_arcadia.kubernetes.watches import together
+from airflow_arcadia.launchers.base import Credentials
 from airflow_arcadia.launchers.pod import manifest
+from airflow_arcadia.launchers.pod.secrets import read_credentials
 from airflow_arcadia.launchers.pod.settings import PodSettings, refuse_secrets
 from airflow_arcadia.lease import Lease, Owned
 from airflow_arcadia.readiness import ProcessObservation
@@ -31,7 +33,7 @@ class PodLauncher:
     :param api: namespace to run them in.
     :param leases: where the leases are.
     :param settings: how the pods are made; only needed to launch.
-    :param secrets: what the workers may know: ``api-key``, ``ray-token``, ``hf-token``.
+    :param secrets: what the workers may know: ``api-key``, ``ray-token``, ``hf-token``, ``batch-token``.
     :param request: last change to a pod's manifest before it is sent, e.g. Airflow's identity labels.
     """
 
@@ -141,6 +143,11 @@ class PodLauncher:
         ):
             async for text in lines:
                 yield text
+
+    async def credentials(self, handle: WorkerHandle) -> Credentials:
+        """What is in its Secret. Raises :class:`ArcadiaError` when that is gone or cannot be read."""
+        async with self._api.session() as session:
+            return await read_credentials(session, manifest.object_name(handle.name))
 
     async def _make(self, session: Session, placed: PlacedWorker, lease: Lease, pod: Object) -> Object:
         if self._secrets:
