@@ -105,7 +105,7 @@ def at(step: str) -> dict[str, Any]:
 
 def kill_task(step: str) -> Callable[[Run], None]:
     def kill(run: Run) -> None:
-        os.kill(run.task(TASK_OF[step])["pid"], signal.SIGKILL)
+        os.kill(run.pid(TASK_OF[step]), signal.SIGKILL)
 
     return kill
 

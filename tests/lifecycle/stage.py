@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -117,16 +118,23 @@ class Run:
     @property
     def state(self) -> str:
         """State of the run."""
-        return self.stage.airflow.run_state(self.dag_id, self.run_id)
+        return str(self._query("SELECT state FROM dag_run WHERE dag_id = ? AND run_id = ?")[0][0])
 
     def states(self) -> dict[str, str | None]:
         """Task id without the group → state."""
-        found = self.stage.airflow.task_states(self.dag_id, self.run_id)
-        return {task.removeprefix("worker."): state for task, state in found.items()}
+        found = self._query("SELECT task_id, state FROM task_instance WHERE dag_id = ? AND run_id = ?")
+        return {task.removeprefix("worker."): state for task, state in found}
 
-    def task(self, name: str) -> dict[str, Any]:
-        """One task instance."""
-        return self.stage.airflow.task(self.dag_id, self.run_id, f"worker.{name}")
+    def pid(self, name: str) -> int:
+        """Process of a task."""
+        found = self._query("SELECT task_id, pid FROM task_instance WHERE dag_id = ? AND run_id = ?")
+        return int(dict(found)[f"worker.{name}"])
+
+    def _query(self, sql: str) -> list[tuple[Any, ...]]:
+        """Rows of Airflow's database: many cases look often, and the REST API may be away."""
+        path = self.stage.airflow.home / "airflow.db"
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            return database.execute(sql, (self.dag_id, self.run_id)).fetchall()
 
     def mark_task(self, name: str, state: str) -> None:
         """What "Mark state as …" does to a task."""
@@ -240,8 +248,11 @@ def airflow_variables(folder: Path, extra: Mapping[str, str], parallelism: int) 
         "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "50",
         "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "2",
         # A scheduler that was killed is given up, and its tasks are taken over, in seconds.
-        "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "10",
+        "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "30",
         "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "10",
+        # Files are parsed when they appear; again and again would only take time from the cases.
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",
+        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.3",
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
     }
 
@@ -285,13 +296,13 @@ def _end_all(stage: Stage) -> None:
 
 
 def wait(condition: Any, timeout_s: float, what: str) -> Any:
-    """Poll a whole Airflow for evidence; an error of its REST API is no evidence."""
+    """Poll a whole Airflow for evidence; an error of its REST API, or of its database, is no evidence."""
     deadline, error = time.monotonic() + timeout_s, ""
     while time.monotonic() < deadline:
         try:
             if found := condition():
                 return found
-        except (AssertionError, OSError) as failed:
+        except (AssertionError, OSError, sqlite3.OperationalError) as failed:
             error = f" ({failed})"
         time.sleep(0.3)
     raise TimeoutError(f"waited {timeout_s:.0f} s for {what}{error}")
