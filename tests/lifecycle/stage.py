@@ -42,6 +42,8 @@ class Stage:
     store: LeaseStore
     folder: Path
     env: dict[str, str]
+    starting: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a run is started: SQLite takes one writer at a time, and a new run writes for long."""
     engines: dict[str, set[str]] = field(default_factory=dict)
     """Files under /dev/shm that the engine of a lease has mapped, by lease."""
 
@@ -74,11 +76,12 @@ class Stage:
 
     def start(self, dag_id: str, conf: Mapping[str, Any]) -> Run:
         """Start a run, unpausing its DAG where needed."""
-        wait(lambda: self.airflow.dag_exists(dag_id), 90, f"{dag_id} to be parsed")
-        self.request("PATCH", f"/dags/{dag_id}", {"is_paused": False})
         run_id = f"manual__{uuid.uuid4().hex[:12]}"
         body = {"logical_date": None, "conf": dict(conf), "dag_run_id": run_id}
-        self.request("POST", f"/dags/{dag_id}/dagRuns", body, done_by="already exists")
+        with self.starting:
+            wait(lambda: self.airflow.dag_exists(dag_id), 90, f"{dag_id} to be parsed")
+            self.request("PATCH", f"/dags/{dag_id}", {"is_paused": False})
+            self.request("POST", f"/dags/{dag_id}/dagRuns", body, done_by="already exists")
         return Run(self, dag_id, run_id)
 
     def request(self, method: str, path: str, body: Any, done_by: str = "") -> None:
@@ -226,15 +229,15 @@ def lifecycle_stage(folder: Path, *, parallelism: int = 8, real_model: str = "")
 
 @contextlib.contextmanager
 def stopping(stage: Stage) -> Iterator[None]:
-    """Look at the stage's shared memory meanwhile; afterwards end whatever a case has left."""
+    """Keep the stage meanwhile, see :func:`_keep`; afterwards end whatever a case has left."""
     done = threading.Event()
-    noting = threading.Thread(target=_note, args=(stage, done), name="shared-memory", daemon=True)
-    noting.start()
+    keeping = threading.Thread(target=_keep, args=(stage, done), name="stage", daemon=True)
+    keeping.start()
     try:
         yield
     finally:
         done.set()
-        noting.join()
+        keeping.join()
         _end_all(stage)
 
 
@@ -254,6 +257,7 @@ def airflow_variables(folder: Path, extra: Mapping[str, str], parallelism: int) 
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.3",
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONNECT_ARGS": "tests.lifecycle.patient_sqlite.ARGUMENTS",
     }
 
 
@@ -265,9 +269,14 @@ def write_inputs(folder: Path) -> None:
         (folder / f"in-{rows}.jsonl").write_text(lines)
 
 
-def _note(stage: Stage, done: threading.Event) -> None:
+def _keep(stage: Stage, done: threading.Event) -> None:
+    """Until it is over, note what the engines map, and start again what of Airflow has ended by itself."""
     while not done.wait(_NOTE_EVERY_S):
         stage.note_shared_memory()
+        for name, process in list(stage.airflow.components.items()):
+            if process.poll() is not None and stage.airflow.components.get(name) is process:
+                print(f"{name} ended with exit code {process.returncode} and is started again", flush=True)
+                stage.airflow.start_component(name)
 
 
 def _real_python() -> str:
