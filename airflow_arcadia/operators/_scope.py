@@ -55,14 +55,14 @@ def run_marked(context: Context, reserves: Sequence[str]) -> str | None:
 
     :param reserves: ids of the reserve tasks before this one: the mark is kept as an XCom of theirs.
     """
+    if not reserves:
+        return None
     ti: Any = context["ti"]
     cleared = getattr(context.get("dag_run"), "clear_number", None) or 0
-    for reserve in reserves:
-        try:
-            found = ti.xcom_pull(task_ids=reserve, key=run_marks.KEY, map_indexes=ti.map_index)
-        except Exception:  # the clean-up is done: not knowing must not fail it
-            log.warning("Whether the run was marked cannot be read.", exc_info=True)
-            return None
-        if state := run_marks.parse(found, cleared):
-            return state
-    return None
+    try:
+        # Of all map indexes, which have the same one: asking for one that is not there logs an error.
+        kept = ti.xcom_pull(task_ids=list(reserves), key=run_marks.KEY) or ()
+    except Exception:  # the clean-up is done: not knowing must not fail it
+        log.warning("Whether the run was marked cannot be read.", exc_info=True)
+        return None
+    return next(filter(None, (run_marks.parse(text, cleared) for text in kept)), None)

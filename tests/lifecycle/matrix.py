@@ -214,21 +214,22 @@ def _reap(stage: Stage, done: threading.Event) -> None:
         stage.reap()
 
 
-def write_tables(path: Path, results: Sequence[Result]) -> None:
+def write_tables(path: Path, results: Sequence[Result], *, whole: bool = False) -> None:
     """Put the rows into the tables of a document, of processes and of the cluster."""
     for name, in_cluster in (("matrix", False), ("cluster matrix", True)):
         if rows := [result for result in results if result.case.in_cluster is in_cluster]:
-            write_table(path, rows, name)
+            write_table(path, rows, name, whole=whole)
 
 
-def write_table(path: Path, results: Iterable[Result], name: str = "matrix") -> None:
+def write_table(path: Path, results: Iterable[Result], name: str = "matrix", *, whole: bool = False) -> None:
     """Put the rows into the table of a document, in place of earlier ones of the same cases.
 
     :param name: in the comments around the table.
+    :param whole: whether the results are all there are: rows of cases that are no more go.
     """
     before, marker, rest = path.read_text().partition(f"<!-- {name} -->\n")
     old, end, after = rest.partition(f"<!-- /{name} -->")
-    rows = {line.split("|")[1].strip(): line for line in old.splitlines()[2:]}
+    rows = {} if whole else {line.split("|")[1].strip(): line for line in old.splitlines()[2:]}
     rows |= {result.case.name: result.row() for result in results}
     table = "\n".join([HEADER, *(rows[name] for name in sorted(rows))])
     path.write_text(f"{before}{marker}{table}\n{end}{after}")
@@ -283,7 +284,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="life", ignore_cleanup_errors=True) as temporary:
         results = run_on_stages(chosen, options.jobs, (options.folder or Path(temporary)).resolve())
     if options.table:
-        write_tables(options.table, results)
+        write_tables(options.table, results, whole=options.only == "*")
     leaks, wrong = sum(r.leaked for r in results), sum(r.wrong_colour for r in results)
     for result in results:
         if result.red:

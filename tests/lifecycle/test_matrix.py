@@ -57,6 +57,8 @@ def test_rows_replace_those_of_the_same_cases_in_the_document(tmp_path: Path):
     assert [row.split("|")[1].strip() for row in rows] == sorted(case.name for case in CASES[:2])
     assert "failed" not in "".join(rows)
     assert (lines[0], lines[-1]) == ("before", "after")
+    write_table(page, [Result(CASES[2], "success", 1.0, 0.0)], whole=True)
+    assert CASES[0].name not in page.read_text()
 
 
 def test_the_cases_have_different_names_and_dags_that_are_there():

@@ -62,8 +62,8 @@ def teardown(
 def mark(text: str) -> Any:
     """What the reserve task's XCom of the mark holds."""
 
-    def xcom_pull(*, task_ids: str, key: str, map_indexes: int) -> str | None:
-        return text if (task_ids, key, map_indexes) == ("reserve", run_marks.KEY, -1) else None
+    def xcom_pull(*, task_ids: list[str], key: str) -> list[str | None]:
+        return [text] if (task_ids, key) == (["reserve"], run_marks.KEY) else [None]
 
     return xcom_pull
 
