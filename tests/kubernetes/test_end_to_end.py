@@ -49,11 +49,13 @@ class Rays:
     :param existing: one that arcadia-config lists; None where KubeRay makes one for the run.
     :param config: ``rayClusters`` of arcadia-config.
     :param spec: ``ray_cluster_spec``.
+    :param password: the connection's; without one the worker gets a random API key.
     """
 
     existing: RealRay | None
     config: str
     spec: dict[str, Any]
+    password: str | None = None
 
 
 @contextlib.contextmanager
@@ -63,7 +65,7 @@ def existing(cluster: Cluster, folder: Path, worker_python: str, model: dict[str
         pytest.skip("the cluster's pods cannot reach a Ray head of this machine")
     (folder / "token").write_text(SECRETS["ray_token"])
     with real_ray(folder / "ray", worker_python, token_file=str(folder / "token")) as head:
-        yield Rays(head, head.yaml, {})
+        yield Rays(head, head.yaml, {}, SECRETS["password"])
 
 
 @contextlib.contextmanager
@@ -139,7 +141,7 @@ def stage(
             "namespace": cluster.namespace,
             "ray_token": SECRETS["ray_token"],
         }
-        connection = {"conn_type": "arcadia", "password": SECRETS["password"], "extra": extra}
+        connection = {"conn_type": "arcadia", "password": rays.password, "extra": extra}
         env = {
             "AIRFLOW_CONN_ARCADIA_DEFAULT": json.dumps(connection),
             "AIRFLOW_CONN_KUBERNETES_DEFAULT": json.dumps(cluster.airflow_connection),

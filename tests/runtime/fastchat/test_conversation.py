@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from airflow_arcadia.runtime.fastchat import conversation
 from airflow_arcadia.runtime.fastchat.conversation import Described, describe
+from tests.conftest import ROOT
 from tests.runtime.fastchat.chat_templates import FAMILIES, OTHERS, Tokenizer
 
 SYSTEM = {"role": "system", "content": "Answer {briefly}."}
@@ -67,6 +71,35 @@ def test_the_prompts_of_a_family_are_exact_or_it_is_said_that_they_are_not(famil
             found = fastchats_prompt(described.conversation, messages)
             assert "".join(tokenizer.added) + found == wanted
     assert described.conversation["stop_str"] == ALL[family].stop
+
+
+FASTCHAT_ITSELF = """
+from fastchat.conversation import Conversation, SeparatorStyle
+from airflow_arcadia.runtime.fastchat.conversation import describe
+from chat_templates import FAMILIES, Tokenizer
+for name, family in FAMILIES.items():
+    tokenizer = Tokenizer(family)
+    fields = describe(tokenizer, name).conversation
+    for turns in (1, 2, 3):
+        chat = [{"role": "user", "content": "one"}]
+        for number in range(1, turns):
+            chat += [{"role": "assistant", "content": "yes"}, {"role": "user", "content": f"and {number}"}]
+        made = Conversation(**{**fields, "messages": [], "sep_style": SeparatorStyle(fields["sep_style"])})
+        for message in chat:
+            made.append_message(made.roles[message["role"] == "assistant"], message["content"])
+        made.append_message(made.roles[1], None)
+        wanted = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        assert "".join(tokenizer.added) + made.get_prompt() == wanted, (name, made.get_prompt(), wanted)
+print("all of them")
+"""
+
+
+def test_fastchat_itself_builds_the_prompts_of_every_family(worker_python: str):
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(ROOT)])}
+    told = subprocess.run(
+        [worker_python, "-c", FASTCHAT_ITSELF], env=env, capture_output=True, text=True, check=False
+    )
+    assert told.stdout == "all of them\n", told.stderr
 
 
 def test_twelve_families_are_in_the_table_and_most_are_exact():
