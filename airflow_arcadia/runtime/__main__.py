@@ -20,8 +20,6 @@ from pathlib import Path
 from airflow_arcadia.exceptions import ArcadiaError
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.processes import find_marked
-from airflow_arcadia.runtime import ray_node
-from airflow_arcadia.runtime.fastchat.registration import leave_controller
 from airflow_arcadia.runtime.lease_watch import LeaseWatch
 from airflow_arcadia.runtime.log import say
 from airflow_arcadia.runtime.secret_variables import start_anew_without_secrets
@@ -98,6 +96,9 @@ def _shm_record(spec: PlacedWorker) -> Path:
 def _join_and_serve(spec: PlacedWorker, stop: StopSignal, watchdog: Watchdog, record: Path) -> int:
     node_ip, raylet = None, None
     if spec.uses_ray:
+        # Its HTTP client is not loaded for a worker of one GPU, whose start would wait for it.
+        from airflow_arcadia.runtime import ray_node  # noqa: PLC0415
+
         try:
             node_ip, raylet = ray_node.join(spec, os.environ)
         except ArcadiaError as error:
@@ -148,6 +149,8 @@ def serve(
     reports.check()
     if reports.registered and spec.controller_address:
         # The server had no time to do it itself.
+        from airflow_arcadia.runtime.fastchat.registration import leave_controller  # noqa: PLC0415
+
         leave_controller(spec.controller_address, spec.fastchat_url)
     if left := memory.remove():
         say(f"shared memory still in use: {', '.join(left)}")

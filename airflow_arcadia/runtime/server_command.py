@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
-from airflow_arcadia.runtime.ray_node import auth_environment
 from airflow_arcadia.runtime.vllm_patches.gate import SERVER_VARIABLE
 from airflow_arcadia.worker import PlacedWorker
 
@@ -48,6 +47,8 @@ def server_env(spec: PlacedWorker, base: Mapping[str, str], node_ip: str | None)
         # One GPU needs no Ray: an address left in the environment must not make vLLM join one.
         env.pop("RAY_ADDRESS", None)
     if spec.uses_ray:
+        from airflow_arcadia.runtime.ray_node import auth_environment  # noqa: PLC0415 - loads an HTTP client
+
         env |= auth_environment(spec, base)
     # vLLM drops an idle connection after 5 s by default, in the middle of a client's next request.
     env.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "75")
