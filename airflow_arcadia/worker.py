@@ -223,6 +223,8 @@ class Placement:
     :param api_key_file: file holding the API key (one line); None serves without a key.
     :param ray_token_file: file holding Ray's token, where the cluster asks for one.
     :param batch_token_file: file holding the token by which the run's own tasks are known to it.
+    :param storage_options_file: file holding the options of file systems by protocol, as JSON, for batches
+        that the worker runs itself; None takes what its environment has.
     :param lease_file: file of the lease that owns the worker; None runs unowned.
     :param fastchat_port: port that serves FastChat's protocol, and nothing else, without the API key, which
         FastChat's gateway cannot send. None serves it on ``port`` alone.
@@ -235,6 +237,7 @@ class Placement:
     api_key_file: str | None = None
     ray_token_file: str | None = None
     batch_token_file: str | None = None
+    storage_options_file: str | None = None
     lease_file: str | None = None
     fastchat_port: Port | None = None
 
@@ -326,6 +329,7 @@ VARIABLES = {
     "api_key_file": "ARCADIA_API_KEY_FILE",
     "ray_token_file": "RAY_AUTH_TOKEN_PATH",
     "batch_token_file": "ARCADIA_BATCH_TOKEN_FILE",
+    "storage_options_file": "ARCADIA_STORAGE_OPTIONS_FILE",
     "lease_file": "ARCADIA_LEASE_FILE",
     "fastchat_port": "ARCADIA_FASTCHAT_PORT",
 }

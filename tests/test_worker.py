@@ -48,6 +48,10 @@ FULL = PlacedWorker(
     extra_args=("--hf-overrides", '{"a": "b c"}'),
     allowed_uris=("s3://bucket/prompts", "/data/a folder"),
     batch_token_file="/secrets/batch-token",
+    storage_options_file="/secrets/storage-options",
+    file_lifetime=3600.0,
+    max_file_bytes=2**20,
+    max_files_bytes=2**30,
     fastchat_port=21003,
 )
 

@@ -77,6 +77,8 @@ class BatchSpec:
     :param ordering: ``"prefix"`` sends rows that begin alike one after the other, so that the engine's
         prefix cache serves them, and rows with a high ``max_tokens`` first; ``"input"`` keeps the input's
         order. The output is in input order with both.
+    :param storage: options of fsspec's file systems by protocol, credentials among them, e.g.
+        ``{"s3": {"key": …, "secret": …}}``. They are in no record, message or result.
     """
 
     input: str
@@ -107,6 +109,7 @@ class BatchSpec:
     columns_as_parameters: tuple[str, ...] = ()
     input_format: Literal["jsonl", "csv", "parquet"] | None = None
     ordering: Literal["prefix", "input"] = "prefix"
+    storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("input", "output"):
@@ -147,9 +150,10 @@ class BatchSpec:
         return share if self.max_failed_rows is None else min(share, self.max_failed_rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-safe form; ``BatchSpec(**raw)`` is its inverse."""
+        """JSON-safe form without ``storage``; ``BatchSpec(**raw)`` is its inverse."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "storage"}
         return {
-            **dataclasses.asdict(self),
+            **fields,
             "parameters": dict(self.parameters),
             "columns_as_parameters": list(self.columns_as_parameters),
         }

@@ -232,23 +232,32 @@ class ArcadiaHook(BaseHook):
             return self.custom_resource_launcher()
         return self.process_launcher()
 
-    def process_launcher(self, port: int = 0) -> ProcessLauncher:
+    def process_launcher(
+        self, port: int = 0, more_secrets: Mapping[str, str] | None = None
+    ) -> ProcessLauncher:
         """What launches processes on this machine.
 
         :param port: port to serve on; 0 takes a free one.
+        :param more_secrets: what the worker may know beside the connection's own, by names of files.
         """
-        return ProcessLauncher(self.store, self.worker_python, port=port, secrets=self.secrets)
+        known = {**self.secrets, **(more_secrets or {})}
+        return ProcessLauncher(self.store, self.worker_python, port=port, secrets=known)
 
     def pod_launcher(
-        self, settings: PodSettings | None = None, request: Callable[[Object], Object] | None = None
+        self,
+        settings: PodSettings | None = None,
+        request: Callable[[Object], Object] | None = None,
+        more_secrets: Mapping[str, str] | None = None,
     ) -> PodLauncher:
         """What launches pods.
 
         :param settings: how they are made; only needed to launch.
         :param request: last change to a pod's manifest before it is sent.
+        :param more_secrets: what the worker may know beside the connection's own, by names of files.
         """
         api = self.kubernetes
-        return PodLauncher(api, KubernetesLeases(api), settings, self.secrets, request)
+        known = {**self.secrets, **(more_secrets or {})}
+        return PodLauncher(api, KubernetesLeases(api), settings, known, request)
 
     def custom_resource_launcher(
         self, settings: WorkerResourceSettings | None = None

@@ -8,6 +8,7 @@ from typing import Any
 from airflow_arcadia.kubernetes.kinds import Object
 
 API_KEY, RAY_TOKEN, HF_TOKEN, BATCH_TOKEN = "api-key", "ray-token", "hf-token", "batch-token"
+STORAGE_OPTIONS = "storage-options"
 SECRETS_PATH = "/etc/arcadia"
 CACHE_PATH = "/tmp/arcadia"  # noqa: S108 - also there on Ray's nodes, which vLLM copies these variables to
 CACHES = {

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from airflow_arcadia.exceptions import ArcadiaConfigError, WorkerError
-from airflow_arcadia.kubernetes.pod_template import API_KEY, BATCH_TOKEN, HF_TOKEN, RAY_TOKEN
+from airflow_arcadia.kubernetes.pod_template import API_KEY, BATCH_TOKEN, HF_TOKEN, RAY_TOKEN, STORAGE_OPTIONS
 from airflow_arcadia.launchers.base import Credentials
 from airflow_arcadia.lease import Lease, Owned
 from airflow_arcadia.lease_store import LeaseStore
@@ -116,6 +116,7 @@ class ProcessLauncher:
             api_key_file=secret_file(API_KEY),
             ray_token_file=secret_file(RAY_TOKEN),
             batch_token_file=self._batch_token_file(lease),
+            storage_options_file=secret_file(STORAGE_OPTIONS),
             lease_file=str(self._store.file(lease)),
         )
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
+from airflow_arcadia.hooks.storage import storage_options
+from airflow_arcadia.kubernetes.pod_template import STORAGE_OPTIONS
 from airflow_arcadia.launchers.arcadia_worker.launcher import CustomResourceLauncher
 from airflow_arcadia.launchers.arcadia_worker.manifest import ray_cluster_index
 from airflow_arcadia.launchers.arcadia_worker.settings import WorkerResourceSettings
@@ -65,6 +68,7 @@ class LaunchRequest:
     index: Index = 0
     startup_timeout: PositiveSeconds = DEFAULT_STARTUP_TIMEOUT_S
     additional_envs: Variables = field(default_factory=dict)
+    storage_conn_id: str | None = None
 
     @classmethod
     def of(cls, operator: object) -> LaunchRequest:
@@ -143,12 +147,24 @@ def launcher_of(
         last_change = pod_request(
             settings, context, task_id=task_id, kubernetes_conn_id=hook.kubernetes_conn_id
         )
-        return hook.pod_launcher(settings, last_change)
-    return hook.process_launcher(request.port)
+        return hook.pod_launcher(settings, last_change, _storage_secret(request))
+    return hook.process_launcher(request.port, _storage_secret(request))
+
+
+def _storage_secret(request: LaunchRequest) -> dict[str, str]:
+    """What the worker reads and writes object stores with, as one more of its secrets."""
+    options = storage_options(request.storage_conn_id)
+    return {STORAGE_OPTIONS: json.dumps(options)} if options else {}
 
 
 def _check_fits(request: LaunchRequest, kind: type[Launcher]) -> None:
     """Refuse a parameter of another launcher: it would be ignored."""
+    if request.storage_conn_id and kind is CustomResourceLauncher:
+        raise ArcadiaConfigError(
+            f"storage_conn_id is set, but the worker is {kind.runs_as}, which is given no secrets of ours.",
+            what_to_do="Give Arcadia's runner the store's credentials and leave storage_conn_id out, or use "
+            "launcher='pod'.",
+        )
     for name, value in (("pod", request.pod), ("custom_resource", request.custom_resource)):
         if value and kind.name != name:
             raise ArcadiaConfigError(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
+from airflow_arcadia.hooks.storage import storage_options
 from airflow_arcadia.launchers.arcadia_worker.settings import WorkerResourceSettings
 from airflow_arcadia.launchers.pod.launcher import PodLauncher
 from airflow_arcadia.launchers.pod.settings import PodSettings
@@ -73,6 +74,7 @@ def warm_request(hook: ArcadiaHook, worker: object) -> Request:
     resource = WorkerResourceSettings.parse(launch.custom_resource)
     if isinstance(launch.model, Mapping):
         resource = dataclasses.replace(resource, model=launch.model)
+    storage = json.dumps(storage_options(launch.storage_conn_id), sort_keys=True)
     key = _digest(
         {
             "version": importlib.metadata.version("airflow-provider-arcadia"),
@@ -80,7 +82,7 @@ def warm_request(hook: ArcadiaHook, worker: object) -> Request:
             "launcher": kind.name,
             "python": hook.worker_python if kind.on_this_machine else "",
             "config": dataclasses.asdict(config),
-            "secrets": _digest_of_secrets(hook.api_key, hook.ray_token, hook.hf_token),
+            "secrets": _digest_of_secrets(hook.api_key, hook.ray_token, hook.hf_token, storage),
             "worker": dataclasses.asdict(spec),
             "port": launch.port,
             "pod": dataclasses.asdict(pod),

@@ -28,13 +28,14 @@ from airflow_arcadia.batch.progress import History
 from airflow_arcadia.batch.spec import BatchOptions
 from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError, BatchError
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, fail_without_retry
+from airflow_arcadia.hooks.storage import storage_of_batch, storage_options
 from airflow_arcadia.launchers.monitor import WorkerWatch, gone_error
 from airflow_arcadia.launchers.renewal import LeaseKeeper
 from airflow_arcadia.metrics import BatchMetrics
 from airflow_arcadia.operators import _failed_rows
 from airflow_arcadia.operators._asset_events import record_answers
 from airflow_arcadia.operators._lineage import batch_lineage
-from airflow_arcadia.operators._requirements import require_handle
+from airflow_arcadia.operators._requirements import optional, require_handle
 from airflow_arcadia.triggers.batch import ArcadiaBatchInferenceTrigger
 from airflow_arcadia.triggers.timeouts import deferral_timeout
 from airflow_arcadia.validation import PositiveSeconds, is_rendered_later, mapping, parse
@@ -79,6 +80,8 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
     :param run_in: ``"task"``: this task sends the rows and holds its slot; ``"worker"``: the worker runs the
         batch itself (OpenAI's Batch API) and the task defers, so that no slot is held and a restart of
         Airflow does not touch it. Input and output are then read and written by the worker.
+    :param storage_conn_id: connection to S3 (``aws``), Google Cloud Storage or Azure for input and output;
+        without one, this process's own credentials. For ``run_in="worker"`` the launch needs it, too.
     :param progress_interval: seconds between two lines of progress in the log.
     :param batch_timeout: seconds to wait for a batch that the worker runs; an ``execution_timeout`` that ends
         before wins.
@@ -92,6 +95,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         "parameters",
         "options",
         "run_in",
+        "storage_conn_id",
         "arcadia_conn_id",
     )
     template_fields_renderers = {"worker": "json", "parameters": "json", "options": "json"}
@@ -106,6 +110,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         parameters: Mapping[str, Any] | None = None,
         options: BatchOptions | None = None,
         run_in: str = "task",
+        storage_conn_id: str | None = None,
         progress_interval: float = 5.0,
         batch_timeout: float = DEFAULT_BATCH_TIMEOUT_S,
         arcadia_conn_id: str = DEFAULT_CONN_ID,
@@ -114,6 +119,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         super().__init__(**kwargs)
         self.worker = worker
         self.run_in = run_in
+        self.storage_conn_id = storage_conn_id
         self.input = input
         # BaseOperator.output is the task's XCom, so the attribute cannot have the parameter's name.
         self.output_uri = output
@@ -213,7 +219,14 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
     def _spec(self, context: Context) -> BatchSpec:
         """The batch; one whose failed rows a person asked for once more sends these alone."""
         with fail_without_retry():
-            spec = build_spec(self.input, self.output_uri, self._handles(), self.parameters, self.options)
+            spec = build_spec(
+                self.input,
+                self.output_uri,
+                self._handles(),
+                self.parameters,
+                self.options,
+                optional(self.storage_conn_id),
+            )
         ti, run = context["ti"], context["dag_run"]
         index = -1 if ti.map_index is None else ti.map_index
         request = _failed_rows.requested(run.conf, _failed_rows.task_name(ti.task_id, index))
@@ -298,7 +311,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         if summary.errors is None:
             return
         try:
-            lines = failed_rows(summary.errors)
+            lines = failed_rows(summary.errors, storage_options(optional(self.storage_conn_id)))
         except Exception as error:  # noqa: BLE001 - the worker's storage need not be readable from this task
             lines = [f"The error rows cannot be read from this task: {error}"]
         for line in lines:
@@ -320,7 +333,7 @@ def _failure_counted(metrics: BatchMetrics) -> Iterator[None]:
     """Count an attempt that ends with an error; a deferral is none."""
     try:
         yield
-    except ArcadiaError:
+    except (ArcadiaError, AirflowFailException):
         metrics.failed()
         raise
 
@@ -341,8 +354,8 @@ def _keep(context: Context, key: str, value: Any) -> None:
 class ArcadiaCheckBatchInputOperator(BaseOperator):
     """Validate the input of batches before a worker is launched and a GPU is spent.
 
-    :param batches: one mapping per batch with ``input``, ``output`` and, where they matter, ``parameters``
-        and ``options``, as :class:`ArcadiaBatchInferenceOperator` takes them.
+    :param batches: one mapping per batch with ``input``, ``output`` and, where they matter, ``parameters``,
+        ``options`` and ``storage_conn_id``, as :class:`ArcadiaBatchInferenceOperator` takes them.
     """
 
     template_fields: Sequence[str] = ("batches",)
@@ -362,7 +375,12 @@ class ArcadiaCheckBatchInputOperator(BaseOperator):
             rows = [
                 check_input(
                     build_spec(
-                        batch["input"], batch["output"], [], batch.get("parameters"), batch.get("options")
+                        batch["input"],
+                        batch["output"],
+                        [],
+                        batch.get("parameters"),
+                        batch.get("options"),
+                        optional(batch.get("storage_conn_id")),
                     )
                 )
                 for batch in self.batches
@@ -376,12 +394,13 @@ def _check_run_in(run_in: str) -> None:
         raise ArcadiaConfigError(f"run_in is {run_in!r}.", what_to_do="Use 'task' or 'worker'.")
 
 
-def build_spec(
+def build_spec(  # noqa: PLR0917 - as the operators have them
     input_uri: str,
     output_uri: str,
     handles: Sequence[WorkerHandle],
     parameters: Mapping[str, Any] | None,
     options: Mapping[str, Any] | None,
+    storage_conn_id: str | None = None,
 ) -> BatchSpec:
     """The engine's spec. Raises :class:`ArcadiaConfigError` when the handles or options do not fit."""
     given = mapping(parameters, "parameters")
@@ -400,4 +419,5 @@ def build_spec(
         parameters={key: value for key, value in given.items() if value is not None},
         # For the cost line; an option of the user's wins.
         num_gpus=sum(handle.num_gpus for handle in handles),
+        storage=storage_of_batch(storage_conn_id, input_uri, output_uri),
     )

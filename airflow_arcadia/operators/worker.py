@@ -110,6 +110,8 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
     :param index: number of the worker among several under one lease.
     :param startup_timeout: seconds a pod's model may take to load before the kubelet ends the pod.
     :param additional_envs: Arcadia's ``additionalEnvs``: come last and win.
+    :param storage_conn_id: connection to S3 (``aws``), Google Cloud Storage or Azure, which the worker gets
+        as a secret for batches that it runs itself (``run_in="worker"``).
     :param arcadia_conn_id: connection of type ``arcadia``.
 
     Literal values are validated when the DAG is parsed, templates when the task runs, before anything starts.
@@ -128,6 +130,7 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
         "port",
         "startup_timeout",
         "additional_envs",
+        "storage_conn_id",
         "arcadia_conn_id",
     )
     template_fields_renderers = dict.fromkeys(
@@ -152,6 +155,7 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
         index: int = 0,
         startup_timeout: float | str = DEFAULT_STARTUP_TIMEOUT_S,
         additional_envs: Mapping[str, str] | None = None,
+        storage_conn_id: str | None = None,
         arcadia_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
@@ -169,6 +173,7 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
         self.index = index
         self.startup_timeout = startup_timeout
         self.additional_envs = additional_envs
+        self.storage_conn_id = storage_conn_id
         self.arcadia_conn_id = arcadia_conn_id
         LaunchRequest.check_literals(self)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +39,25 @@ def read_secret(path: str | None, what: str) -> str | None:
             f"The file of the {what}, {path}, {problem}.", what_to_do="Write the secret into it, as one line."
         )
     return secret
+
+
+def read_storage_options(path: str | None) -> dict[str, dict[str, Any]]:
+    """Options of file systems by protocol, from a secret file; none without a file.
+
+    Raises :class:`ArcadiaConfigError` for a file that cannot be read or does not hold them.
+    """
+    text = read_secret(path, "storage options")
+    try:
+        found = json.loads(text) if text is not None else {}
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(options, dict) for options in found.values()):
+        # Without the content: it is a secret.
+        raise ArcadiaConfigError(
+            f"The file of the storage options, {path}, is not a JSON object of objects.",
+            what_to_do="Launch the worker again.",
+        )
+    return found
 
 
 class Secret:

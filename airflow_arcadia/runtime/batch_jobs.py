@@ -23,8 +23,9 @@ import json
 import secrets
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, Phase, Progress, run_batch_async
 from airflow_arcadia.batch.input.source import QuotesInputError
@@ -58,6 +59,7 @@ class BatchJobs:
     :param connect: makes the client of the endpoint.
     :param allowed: what clients may name.
     :param store: what clients upload, and what their batches write.
+    :param storage: options of file systems by protocol, for every batch.
     :param counters: count what the batches do.
     :param on_rows: called every second in which a batch got further.
     """
@@ -71,11 +73,13 @@ class BatchJobs:
         connect: Callable[[Endpoint], Client],
         allowed: AllowedUris,
         store: FileStore,
+        storage: Mapping[str, Mapping[str, Any]] | None = None,
         counters: BatchCounters | None = None,
         on_rows: Callable[[], None] = lambda: None,
     ) -> None:
         self._endpoint, self._connect, self._allowed = endpoint, connect, allowed
         self._on_rows = on_rows
+        self._storage = storage or {}
         self._counters = counters or BatchCounters()
         self._model = model
         self._folder = folder
@@ -240,7 +244,7 @@ class BatchJobs:
             if not batch.trusted and batch.files is None:  # a worker launched again may allow less
                 self._check_uris(BatchSpec(**batch.spec))
             summary = await run_batch_async(
-                BatchSpec(**batch.spec),
+                BatchSpec(**batch.spec, storage=self._storage),
                 [self._endpoint],
                 connect=self._connect,
                 on_progress=lambda progress: self._note(batch, progress),

@@ -19,7 +19,7 @@ from typing import Any
 from airflow_arcadia.batch import Endpoint
 from airflow_arcadia.batch.transport import bundles
 from airflow_arcadia.runtime import bundle_route
-from airflow_arcadia.runtime.access import OPEN_PATHS, Secret, bearer_token, read_secret
+from airflow_arcadia.runtime.access import OPEN_PATHS, Secret, bearer_token, read_secret, read_storage_options
 from airflow_arcadia.runtime.allowed_uris import AllowedUris
 from airflow_arcadia.runtime.asgi import App, ClientLeft, Message, Receive, Scope, Send, refuse, respond
 from airflow_arcadia.runtime.asgi_client import AsgiClient
@@ -100,6 +100,7 @@ class ArcadiaMiddleware:
             connect=lambda _: InProcessClient(self._rows, self._client),
             allowed=AllowedUris(self._spec.allowed_uris),
             store=self._files,
+            storage=read_storage_options(self._spec.storage_options_file),
             counters=self._counters,
             on_rows=LeaseExtension(self._spec.lease_file).renew_when_due,
         )

@@ -63,6 +63,8 @@ class ArcadiaWorkerGroup(TaskGroup):
         :class:`~airflow_arcadia.launchers.arcadia_worker.settings.ArcadiaWorkerOptions`.
     :param port: port a process serves on; 0 takes a free one. A pod has its own in ``pod``.
     :param additional_envs: Arcadia's ``additionalEnvs``: come last and win.
+    :param storage_conn_id: connection to S3 (``aws``), Google Cloud Storage or Azure: for the batches inside
+        that name none, and for the worker, which gets it as a secret for batches that it runs itself.
     :param startup_timeout: seconds the worker may take until the model is ready; also what the kubelet gives
         a pod's model to load.
     :param poll_interval: seconds between two checks of a starting worker.
@@ -94,6 +96,7 @@ class ArcadiaWorkerGroup(TaskGroup):
         custom_resource: ArcadiaWorkerOptions | None = None,
         port: int | str = 0,
         additional_envs: Mapping[str, str] | None = None,
+        storage_conn_id: str | None = None,
         startup_timeout: float = DEFAULT_STARTUP_TIMEOUT_S,
         poll_interval: float = 2.0,
         deferrable: bool | None = None,
@@ -115,6 +118,7 @@ class ArcadiaWorkerGroup(TaskGroup):
             "",
         )
         super().__init__(group_id=group_id, **task_group_kwargs)
+        self.storage_conn_id = storage_conn_id
         self.check_inputs = check_inputs
         common: dict[str, Any] = {"task_group": self, "dag": self.dag, "arcadia_conn_id": arcadia_conn_id}
         made_from = {
@@ -132,6 +136,7 @@ class ArcadiaWorkerGroup(TaskGroup):
             "port": port,
             "startup_timeout": own.startup_timeout,
             "additional_envs": additional_envs,
+            "storage_conn_id": storage_conn_id,
         }
         self.reserve = ArcadiaReserveWorkerOperator(
             task_id="reserve",
@@ -173,6 +178,7 @@ class ArcadiaWorkerGroup(TaskGroup):
                 index=index,
                 startup_timeout=own.startup_timeout,
                 additional_envs=additional_envs,
+                storage_conn_id=storage_conn_id,
                 **common,
             )
             ready = ArcadiaModelReadySensor(
@@ -216,6 +222,9 @@ class ArcadiaWorkerGroup(TaskGroup):
             return
         own = {self.reserve, self.provision, *self.launches, *self.ready, self.teardown}
         inside = [task for task in self.iter_tasks() if task not in own]
+        for task in inside:
+            if isinstance(task, ArcadiaBatchInferenceOperator) and task.storage_conn_id is None:
+                task.storage_conn_id = self.storage_conn_id
         ids = {task.task_id for task in inside}
         starts = [task for task in inside if not task.upstream_task_ids & ids]
         ends = [task for task in inside if not task.downstream_task_ids & ids]
@@ -233,7 +242,13 @@ class ArcadiaWorkerGroup(TaskGroup):
         check = ArcadiaCheckBatchInputOperator(
             task_id="check_input",
             batches=[
-                {"input": b.input, "output": b.output_uri, "parameters": b.parameters, "options": b.options}
+                {
+                    "input": b.input,
+                    "output": b.output_uri,
+                    "parameters": b.parameters,
+                    "options": b.options,
+                    "storage_conn_id": b.storage_conn_id,
+                }
                 for b in batches
             ],
             task_group=self,

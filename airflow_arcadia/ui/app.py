@@ -21,6 +21,7 @@ from starlette.concurrency import run_in_threadpool
 
 from airflow_arcadia.batch.output import samples
 from airflow_arcadia.exceptions import ArcadiaError
+from airflow_arcadia.hooks.storage import storage_options
 from airflow_arcadia.ui import actions, database, view
 from airflow_arcadia.ui.snapshot import Snapshots
 
@@ -146,7 +147,12 @@ def _reads(snapshots: Snapshots) -> APIRouter:
         fields = database.rendered(dag_id, run_id, task_id, map_index)
         key = ("samples", dag_id, run_id, task_id, map_index, task.value.get("completion_id"))
         name, value = " ".join(map(str, key)), task.value
-        reading = snapshots.sources.read({name: lambda: samples.of_output(value, fields.get("input"))})[name]
+
+        def read() -> dict[str, Any]:
+            storage = storage_options(fields.get("storage_conn_id"))
+            return samples.of_output(value, fields.get("input"), storage)
+
+        reading = snapshots.sources.read({name: read})[name]
         return reading.value or {"answers": [], "errors": [], "note": reading.error}
 
     return app

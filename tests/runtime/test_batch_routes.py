@@ -16,6 +16,9 @@ from airflow_arcadia.batch.batch_api import TOKEN_HEADER, BatchRefusedError, Rem
 from airflow_arcadia.batch.openai_format import CHAT
 from tests.batch.reading import answers
 from tests.runtime.serving import worker
+from tests.s3 import SECRET, Bucket, bucket, s3_url
+
+__all__ = ["bucket", "s3_url"]
 
 TOKEN, KEY = "the-token", "the-key"
 PATH = "/v1/batches"
@@ -94,6 +97,24 @@ async def test_the_runs_own_tasks_name_anything_by_their_token(source: Path, tok
         assert (await run(url, spec(source), TOKEN))["status"] == "completed"
         with pytest.raises(BatchRefusedError):
             await run(url, spec(source), "another")
+
+
+async def test_a_batch_reads_and_writes_a_store_with_the_credentials_of_the_launch(
+    bucket: Bucket, tmp_path: Path, token_file: str
+):
+    write_rows(tmp_path / "in.jsonl", 3)
+    rows = bucket.put("in.jsonl", (tmp_path / "in.jsonl").read_bytes())
+    options = tmp_path / "storage-options"
+    options.write_text(json.dumps({"s3": bucket.options}))
+    job = BatchSpec(rows, f"{bucket.uri}/out.jsonl", "tiny")
+    async with worker(batch_token_file=token_file, storage_options_file=str(options)) as (url, _):
+        batch = await run(url, job, TOKEN)
+        assert batch["status"] == "completed"
+        assert SECRET not in json.dumps(batch)
+    assert len(bucket.read("out.jsonl").splitlines()) == 3
+    async with worker(batch_token_file=token_file) as (url, _):
+        batch = await run(url, job, TOKEN)
+        assert "credentials are missing" in batch["errors"]["data"][0]["message"]
 
 
 async def test_the_worker_tells_everybody_when_a_batch_of_its_own_last_got_further(

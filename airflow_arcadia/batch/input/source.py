@@ -75,7 +75,7 @@ class InputChanged(BatchInputError):
 
 def locate(spec: BatchSpec) -> Input:
     """Find the input. Raises :class:`BatchInputError` when it is missing, a folder, or empty."""
-    fs, path = resolve(spec.input)
+    fs, path = resolve(spec.input, spec.storage)
     uri = shown(spec.input)
     # What a listing said before may be out of date.
     fs.invalidate_cache()

@@ -53,7 +53,7 @@ class Place:
 def place_of(spec: BatchSpec) -> Place:
     """Where the batch's files go. Raises :class:`BatchInputError` when the output is not a file's name, or
     one of the files would replace the input."""
-    fs, path = resolve(spec.output)
+    fs, path = resolve(spec.output, spec.storage)
     if is_local(fs):
         # Write to the target of a symbolic link instead of replacing the link.
         path = os.path.realpath(path) if not path.endswith("/") else path
@@ -76,7 +76,7 @@ def place_of(spec: BatchSpec) -> Place:
 
 
 def _refuse_input_as_output(spec: BatchSpec, place: Place, fs: Any, parent: str) -> None:
-    source_fs, source = resolve(spec.input)
+    source_fs, source = resolve(spec.input, spec.storage)
     if is_local(fs) and is_local(source_fs):
         source = os.path.realpath(source)
     elif fs is not source_fs:

@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import fsspec
+from airflow_arcadia.batch.storage import resolve
 
+Storage = Mapping[str, Mapping[str, Any]]
+"""Options of file systems by protocol."""
 FIRST = 3
 """Answers shown."""
 _READ_BYTES = 256 * 1024
@@ -16,17 +18,20 @@ _LONGEST_TEXT = 4000
 _LONGEST_LINE = 300
 
 
-def of_output(summary: Mapping[str, Any], input_uri: str | None = None) -> dict[str, Any]:
+def of_output(
+    summary: Mapping[str, Any], input_uri: str | None = None, storage: Storage | None = None
+) -> dict[str, Any]:
     """The first answers beside their prompts, and the errors by code; ``note`` says why there are none.
 
     :param summary: what the batch task returned.
     :param input_uri: the rows, for the prompts of the first answers; prompts are shown of plain JSON Lines.
+    :param storage: options of file systems by protocol.
     """
-    prompts = _first_prompts(input_uri)
+    prompts = _first_prompts(input_uri, storage)
     try:
-        lines = _first_lines(str(summary["output"]))[:FIRST]
+        lines = _first_lines(str(summary["output"]), storage)[:FIRST]
         answers = [_answer(line) | {"prompt": prompts.get(row)} for row, line in enumerate(lines)]
-        errors = _first_lines(str(summary["errors"])) if summary.get("errors") else []
+        errors = _first_lines(str(summary["errors"]), storage) if summary.get("errors") else []
     except Exception as error:  # noqa: BLE001 - storage that Airflow's API server cannot read is no fault
         return {"answers": [], "errors": [], "note": f"The output cannot be read from here: {error}"}
     codes = Counter(_code(line) for line in errors)
@@ -34,12 +39,13 @@ def of_output(summary: Mapping[str, Any], input_uri: str | None = None) -> dict[
     return {"answers": answers, "errors": counted, "note": None}
 
 
-def failed_rows(errors: str) -> list[str]:
+def failed_rows(errors: str, storage: Storage | None = None) -> list[str]:
     """What failed, one line each: rows by error code, then the first few with their messages.
 
-    :param errors: URI of the error rows alone. Raises whatever its storage raises.
+    :param errors: URI of the error rows alone.
+    :param storage: options of file systems by protocol. Raises whatever its storage raises.
     """
-    lines = _first_lines(errors)
+    lines = _first_lines(errors, storage)
     codes = Counter(_code(line) for line in lines).most_common()
     told = [f"Of the first {len(lines)} error rows: " + ", ".join(f"{rows} {code}" for code, rows in codes)]
     for line in lines[:FIRST]:
@@ -47,19 +53,20 @@ def failed_rows(errors: str) -> list[str]:
     return told
 
 
-def _first_lines(uri: str) -> list[dict[str, Any]]:
+def _first_lines(uri: str, storage: Storage | None) -> list[dict[str, Any]]:
     """The whole lines in the file's first bytes."""
-    with fsspec.open(uri, "rb") as file:
+    fs, path = resolve(uri, storage)
+    with fs.open(path, "rb") as file:
         *lines, rest = file.read(_READ_BYTES).split(b"\n")
     return [json.loads(line) for line in (lines or [rest]) if line]
 
 
-def _first_prompts(uri: str | None) -> dict[int, str]:
+def _first_prompts(uri: str | None, storage: Storage | None) -> dict[int, str]:
     """Row number → prompt of the first rows; empty where they cannot be read as they stand."""
     if not uri:
         return {}
     try:
-        rows = _first_lines(uri)[:FIRST]
+        rows = _first_lines(uri, storage)[:FIRST]
     except Exception:  # noqa: BLE001 - answers are shown without their prompts
         return {}
     return {number: text for number, row in enumerate(rows) if (text := _prompt(row))}

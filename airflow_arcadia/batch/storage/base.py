@@ -7,7 +7,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -76,11 +76,15 @@ class Folder(Protocol):
         """What ``work`` returns for each name, in order; at the same time where the storage takes that."""
 
 
-def resolve(uri: str) -> tuple[Any, str]:
-    """fsspec's file system and the path in it. Raises :class:`BatchInputError` for one that is not there."""
+def resolve(uri: str, storage: Mapping[str, Mapping[str, Any]] | None = None) -> tuple[Any, str]:
+    """fsspec's file system and the path in it. Raises :class:`BatchInputError` for one that is not there.
+
+    :param storage: options by protocol; a URI of another protocol, or of several, takes the environment's.
+    """
+    options = (storage or {}).get(protocol_of(uri) or "", {})
     try:
         with explained(shown(uri), NO_ROW_SENT):
-            fs, path = fsspec.core.url_to_fs(uri)
+            fs, path = fsspec.core.url_to_fs(uri, **options)
     except (ValueError, ImportError, TypeError) as error:
         if isinstance(error, BatchInputError):
             raise
@@ -90,6 +94,12 @@ def resolve(uri: str) -> tuple[Any, str]:
             still_running=NO_ROW_SENT,
         ) from error
     return fs, path
+
+
+def protocol_of(uri: str) -> str | None:
+    """The one protocol of a URI; None for a path, and for several that are chained."""
+    protocol, found, _ = uri.partition("://")
+    return protocol if found and "::" not in uri else None
 
 
 def shown(uri: str) -> str:

@@ -19,6 +19,8 @@ _LIBRARIES = frozenset(
     | {"smbprotocol", "spnego", "urllib3", "webdav4", "httpx", "ssl"}
 )
 _CREDENTIALS = ("credential", "authentication", "profilenotfound", "logon", "tokenretrieval")
+_WRONG_CREDENTIALS = ("access key id", "accesskeyid", "signature we calculated", "signaturedoesnotmatch")
+"""What S3 says, which s3fs passes on as a PermissionError."""
 _CONNECTION = ("connection", "connector", "timeout", "serverdisconnected", "gaierror")
 
 
@@ -58,10 +60,12 @@ def explain(error: BaseException, what: str, still_running: str = "") -> Arcadia
 def _refusal(error: BaseException, told: str) -> tuple[str, str] | None:
     """What is wrong and what to do, for an error that another attempt cannot fix."""
     number = error.errno if isinstance(error, OSError) else None
-    if _is_named(error, _CREDENTIALS) or told.startswith("530 "):
+    wrong = any(word in told.lower() for word in _WRONG_CREDENTIALS)
+    if wrong or _is_named(error, _CREDENTIALS) or told.startswith("530 "):
         return (
             f"cannot be opened, for the credentials are missing or wrong: {told}",
-            "Give this process the storage's credentials, by environment or configuration file.",
+            "Give this process the storage's credentials, by environment or configuration file; a task of "
+            "Airflow's takes those of the connection that storage_conn_id names.",
         )
     if isinstance(error, PermissionError) or number in _FORBIDDEN or "AccessDenied" in told:
         return f"may not be used: {told}", "Correct the rights on it, or use another place."

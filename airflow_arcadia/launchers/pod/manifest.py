@@ -22,6 +22,7 @@ from airflow_arcadia.kubernetes.pod_template import (
     HF_TOKEN,
     RAY_TOKEN,
     SECRETS_PATH,
+    STORAGE_OPTIONS,
     given,
     locked_down,
     mounts,
@@ -69,6 +70,7 @@ def placement(
         fastchat_port=settings.fastchat_port if gateway and API_KEY in secrets else None,
         ray_token_file=f"{SECRETS_PATH}/{RAY_TOKEN}" if RAY_TOKEN in secrets else None,
         batch_token_file=f"{SECRETS_PATH}/{BATCH_TOKEN}" if BATCH_TOKEN in secrets else None,
+        storage_options_file=f"{SECRETS_PATH}/{STORAGE_OPTIONS}" if STORAGE_OPTIONS in secrets else None,
     )
 
 

@@ -45,6 +45,12 @@ def test_resources_are_passed_on_exactly_as_given_and_are_not_number_gpus():
     assert env(pod)["RAY_CLUSTER_INDEX"] == "0"
 
 
+def test_the_options_of_object_stores_are_a_file_of_the_secret():
+    pod = made({"storage-options": "{}"})
+    assert env(pod)["ARCADIA_STORAGE_OPTIONS_FILE"] == "/etc/arcadia/storage-options"
+    assert "ARCADIA_STORAGE_OPTIONS_FILE" not in env(made(SECRETS))
+
+
 SPREAD = WorkerSpec(name="answer-1", model="m", num_gpus=4, ray_address="head:6379").at(Placement())
 
 
