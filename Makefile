@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-fast test-kubernetes test-loopback test-chaos test-fuzz test-matrix chaos matrix soak lint docs demo up down bench wheel lock clean distclean
+.PHONY: help setup chromium test test-browser test-fast test-kubernetes test-loopback test-chaos test-fuzz test-matrix chaos matrix soak lint docs demo up down bench wheel lock clean distclean
 
 # Any Python finds a 3.11 by itself; name one with PYTHON=/path/to/python3.11.
 PYTHON ?= python3
@@ -22,7 +22,13 @@ help: ## this list
 setup: ## make what is missing: both environments and the test model
 	@$(ENVIRONMENTS) setup
 
-test: setup ## run the test suite, real engines and a whole Airflow included
+chromium: ## install the browser of the pages' tests, where this is root on Debian; without one they are skipped
+	@$(ENVIRONMENTS) chromium
+
+test-browser: setup chromium ## run the tests of the pages in a browser; ARCADIA_SCREENSHOTS=1 takes pictures for docs
+	$(PYTEST) tests/browser $(ARGS)
+
+test: setup chromium ## run the test suite, real engines and a whole Airflow included
 	$(PYTEST) $(IN_PARALLEL) -m "not chaos" $(ARGS)
 
 test-fast: setup ## run what needs no engine, no scheduler and no cluster: under a minute

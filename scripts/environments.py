@@ -32,6 +32,7 @@ UV = "uv>=0.9,<1"
 OLDEST_UV = (0, 7)  # the first minor version with --torch-backend in all of its releases
 STAMP = "arcadia-setup.stamp"
 LIBNUMA = "libnuma.so.1"
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 AIRFLOW = (".venv", "requirements/airflow.txt")
 WORKER = (".venv-worker", "requirements/worker.txt")
@@ -238,6 +239,21 @@ def require_libnuma(env, *, load=ctypes.CDLL, is_root=lambda: os.geteuid() == 0,
         run(["apt-get", "install", "--yes", "--no-install-recommends", "libnuma1"], env)
 
 
+def offer_chromium(env, *, is_root=lambda: os.geteuid() == 0, which=shutil.which):
+    """Install the browser of the pages' tests where this is root on Debian; elsewhere say what they lack.
+
+    Nothing else needs it: without a browser those tests are skipped.
+    """
+    if env.get("ARCADIA_CHROMIUM") or any(map(which, CHROMIUM)):
+        return
+    if is_root() and which("apt-get"):
+        say("chromium: not found, installed with apt-get")
+        with contextlib.suppress(SetupError):
+            run(["apt-get", "install", "--yes", "--no-install-recommends", "chromium"], env)
+            return
+    say("chromium: not found, so that the tests of the pages are skipped (Debian: apt-get install chromium)")
+
+
 def setup(demo, env):
     """Everything that is missing."""
     require_libnuma(env)
@@ -315,13 +331,15 @@ def say(text):
 def main():
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("command", choices=["setup", "lock", "ray-data", "docs"])
+    parser.add_argument("command", choices=["setup", "lock", "ray-data", "docs", "chromium"])
     parser.add_argument("--demo", action="store_true", help="also make the demo's model")
     options = parser.parse_args()
     env = tool_environment(os.environ)
     try:
         if options.command == "lock":
             lock(env)
+        elif options.command == "chromium":
+            offer_chromium(env)
         elif options.command == "ray-data":
             with only_one():
                 make_folder_of_packages(*RAY_DATA, WORKER[0], env)

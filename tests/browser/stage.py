@@ -19,7 +19,7 @@ import requests
 from airflow_arcadia.lease import Identity
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.ports import free_port
-from airflow_arcadia.processes import end
+from airflow_arcadia.processes import end, find_marked
 from tests.conftest import ROOT
 from tests.e2e.scheduled_airflow import ScheduledAirflow, scheduled_airflow
 from tests.fake_ray_dashboard import VERSIONS, ray_dashboard
@@ -97,6 +97,17 @@ class Run:
         log = lambda: self.stage.airflow.log(self.dag_id, self.run_id, f"{self.group}.answer")  # noqa: E731
         self.stage.airflow.wait_for(lambda: " rows/s" in log(), 120, f"rows of {self.dag_id}")
 
+    def processes(self) -> list[psutil.Process]:
+        """Those of its worker."""
+        return list(find_marked(self.lease))
+
+    def stop_answering(self) -> None:
+        """Make the worker's server hang, as one without CPU would."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "vllm.entrypoints.openai.api_server" in process.cmdline():
+                    process.suspend()
+
     def output(self) -> list[bytes]:
         """The lines of its answers."""
         return (self.stage.folder / "out" / f"{self.run_id}.jsonl").read_bytes().splitlines()
@@ -107,7 +118,7 @@ def browser_stage(folder: Path) -> Iterator[Stage]:
     """Start it, and end it and the workers that tests have left."""
     (folder / "out").mkdir(parents=True)
     (folder / "poison").touch()
-    for rows in (10, 900):
+    for rows in (10, 3000):
         prompts = [
             f"What is {i} + {i}?" + (" poison" if rows == 10 and i in {3, 7} else "") for i in range(rows)
         ]

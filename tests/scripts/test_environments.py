@@ -125,3 +125,38 @@ def test_libnuma_is_installed_where_this_is_root_on_debian(
     environments.require_libnuma({}, load=missing, is_root=lambda: True, which=lambda name: f"/bin/{name}")
     assert [command[-1] for command in ran] == ["libnuma1"]
     environments.require_libnuma({}, load=lambda name: None, is_root=lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("env", "found", "is_root", "installed"),
+    [
+        ({}, {"apt-get"}, True, ["chromium"]),
+        ({}, {"apt-get"}, False, []),
+        ({}, set(), True, []),
+        ({}, {"apt-get", "google-chrome"}, True, []),
+        ({"ARCADIA_CHROMIUM": "/opt/chromium"}, {"apt-get"}, True, []),
+    ],
+)
+def test_a_browser_is_installed_only_where_this_is_root_on_debian_and_there_is_none(
+    environments: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    env: dict[str, str],
+    found: set[str],
+    is_root: bool,
+    installed: list[str],
+):
+    ran: list[str] = []
+    monkeypatch.setattr(environments, "run", lambda command, env: ran.append(command[-1]))
+    environments.offer_chromium(env, is_root=lambda: is_root, which=lambda name: name in found)
+    assert ran == installed
+
+
+def test_a_browser_that_cannot_be_installed_is_told_and_no_error(
+    environments: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail(command: list[str], env: dict[str, str]) -> None:
+        raise environments.SetupError("apt-get failed")
+
+    monkeypatch.setattr(environments, "run", fail)
+    environments.offer_chromium({}, is_root=lambda: True, which=lambda name: name == "apt-get")
+    assert "tests of the pages are skipped" in capsys.readouterr().out

@@ -26,8 +26,8 @@ function facts(batch) {
       : `${number(summary.prompt_tokens)} read, ${number(summary.completion_tokens)} generated`],
     ["GPU seconds", number(summary.gpu_seconds)],
   ];
-  return element("table", { class: "table" }, element("tbody", {},
-    ...rows.map(([name, value]) => element("tr", {}, element("th", {}, name), element("td", {}, value)))));
+  return element("dl", { class: "facts" }, ...rows.map(([name, value]) =>
+    element("div", {}, element("dt", {}, name), element("dd", {}, value))));
 }
 
 // Each step as a bar on the time from the first step's start to the last one's end.

@@ -76,9 +76,8 @@ export function chart(points) {
       element("span", {}, new Date(1000 * last).toLocaleTimeString())));
 }
 
-export const taskPath = (batch) =>
-  `/dags/${encodeURIComponent(batch.dag_id)}/runs/${encodeURIComponent(batch.run_id)}/tasks/` +
-  `${encodeURIComponent(batch.task_id)}${batch.map_index >= 0 ? `/mapped/${batch.map_index}` : ""}`;
+export const taskPath = (batch) => `${runPath(batch)}/tasks/${encodeURIComponent(batch.task_id)}` +
+  (batch.map_index >= 0 ? `/mapped/${batch.map_index}` : "");
 
 export function bar(progress) {
   if (!progress || !progress.total) return element("span", { class: "muted" }, "not started");
@@ -105,6 +104,8 @@ export function followTheme() {
       const root = window.parent.document.documentElement;
       const theme = root.classList.contains("dark") ? "dark" : root.classList.contains("light") ? "light" : null;
       if (theme) document.documentElement.dataset.theme = theme;
+      const behind = window.parent.getComputedStyle(window.parent.document.body).backgroundColor;
+      if (theme && /^rgb\(/.test(behind)) document.documentElement.style.setProperty("--background", behind);
     } catch { /* a frame that may not look: the system's theme is used */ }
   };
   set();
@@ -112,6 +113,8 @@ export function followTheme() {
     new MutationObserver(set).observe(window.parent.document.documentElement, { attributeFilter: ["class"] });
   } catch { /* as above */ }
 }
+
+export const runPath = (one) => `/dags/${encodeURIComponent(one.dag_id)}/runs/${encodeURIComponent(one.run_id)}`;
 
 // Airflow's own pages open in Airflow, not in the frame.
 export function link(path, text) {

@@ -1,4 +1,5 @@
-import { ask, bar, duration, element, followTheme, line, link, number, poll, say, stateClass, table, taskPath }
+import { ask, bar, duration, element, followTheme, line, link, number, poll, runPath, say, stateClass, table,
+  taskPath }
   from "./common.js";
 import { batchActions, confirm } from "./confirm.js";
 import { answers, errors } from "./samples.js";
@@ -9,7 +10,6 @@ let latest = null;
 
 const at = (id) => document.getElementById(id);
 const keyOf = (batch) => `${batch.dag_id}/${batch.run_id}/${batch.task_id}/${batch.map_index}`;
-const runPath = (one) => `/dags/${encodeURIComponent(one.dag_id)}/runs/${encodeURIComponent(one.run_id)}`;
 const muted = (...text) => element("span", { class: "muted" }, ...text);
 
 function strip(held) {
@@ -34,7 +34,7 @@ function batchRows(batch) {
   const output = batch.summary ? batch.summary.output : null;
   const row = element("tr", { "data-batch": key },
     element("td", {}, link(taskPath(batch), batch.task_id), element("br"),
-      muted(`${batch.dag_id} · ${batch.run_id}`)),
+      muted(batch.dag_id), element("br"), element("span", { class: "muted run", title: batch.run_id }, batch.run_id)),
     element("td", {}, element("span", { class: stateClass(batch.state) }, batch.state || "waiting")),
     element("td", {}, bar(batch.progress)),
     element("td", {}, progress.failed ? element("span", { class: "state bad" }, number(progress.failed)) : "0"),
@@ -43,7 +43,7 @@ function batchRows(batch) {
     element("td", {}, running ? duration(progress.eta_s) : duration(batch.seconds)),
     element("td", {}, rates.length > 1 ? line(rates, "spark") : ""),
     element("td", {}, number(batch.attempt)),
-    element("td", {}, output || "–", " ", output
+    element("td", {}, element("span", { class: "output", title: output }, output || "–"), output
       ? element("button", { type: "button", "aria-expanded": String(opened.has(key)),
         onclick: () => toggle(batch) }, opened.has(key) ? "Hide answers" : "Show answers") : ""),
     element("td", {}, ...batchActions(batch, element, read)));
@@ -94,7 +94,8 @@ function workerRows(lease) {
       element("td", {}, number(metrics.tokens_per_s)),
       element("td", {}, worker && worker.metrics ? `${number(metrics.running)} / ${number(metrics.waiting)}` : "–"),
       element("td", {}, metrics.kv_cache_usage === undefined ? "–" : `${number(100 * metrics.kv_cache_usage)} %`),
-      element("td", {}, lease.dag_id ? link(runPath(lease), lease.run_id) : "–"),
+      element("td", {}, lease.dag_id ? element("span", { class: "run", title: lease.run_id },
+        link(runPath(lease), lease.run_id)) : "–"),
       element("td", {}, ...actions));
   });
 }
