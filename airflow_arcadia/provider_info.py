@@ -105,7 +105,7 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "extra-links": [
-            "airflow_arcadia.operators.links.RayDashboardLink",
-            "airflow_arcadia.operators.links.WorkerLink",
+            f"airflow_arcadia.ui.links.{name}Link"
+            for name in ("RayDashboard", "Worker", "WorkerLog", "Batch", "Output")
         ],
     }

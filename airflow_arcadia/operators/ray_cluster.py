@@ -13,7 +13,6 @@ from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, fail_wit
 from airflow_arcadia.launchers.pod.settings import PodOptions, PodSettings
 from airflow_arcadia.operators._requirements import require_lease
 from airflow_arcadia.operators._warm import warm_turn
-from airflow_arcadia.operators.links import RayDashboardLink
 from airflow_arcadia.preflight import require_model
 from airflow_arcadia.ray_cluster.kuberay.settings import KubeRayOptions, KubeRaySpec
 from airflow_arcadia.ray_cluster.local import LocalHeadSpec
@@ -80,7 +79,6 @@ class ArcadiaProvisionRayClusterOperator(BaseOperator):
         "arcadia_conn_id",
     )
     template_fields_renderers = {"ray_cluster_spec": "json", "pod": "json"}
-    operator_extra_links = (RayDashboardLink(),)
     ui_color = "#dfe9f5"
 
     def __init__(

@@ -22,7 +22,6 @@ from airflow_arcadia.operators._launcher import LaunchRequest, launcher_of
 from airflow_arcadia.operators._requirements import optional, require_lease
 from airflow_arcadia.operators._scope import FAILED, SUCCESS, failed_first, run_is_failed, run_marked
 from airflow_arcadia.operators._warm import check_keep_warm, warm_request, warm_turn
-from airflow_arcadia.operators.links import WorkerLink
 from airflow_arcadia.preflight import require_model
 from airflow_arcadia.validation import Seconds, is_rendered_later, parse
 from airflow_arcadia.warm import KeepWarm, parse_keep_warm
@@ -136,7 +135,6 @@ class ArcadiaLaunchWorkerOperator(BaseOperator):
     template_fields_renderers = dict.fromkeys(
         ("ray", "engine", "additional_envs", "pod", "custom_resource"), "json"
     )
-    operator_extra_links = (WorkerLink(),)
     ui_color = "#dfe9f5"
 
     def __init__(

@@ -9,7 +9,6 @@ from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from airflow_arcadia.exceptions import RayClusterError
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, fail_without_retry
-from airflow_arcadia.operators.links import RayDashboardLink
 from airflow_arcadia.ray_cluster.provision import provision
 from airflow_arcadia.validation import is_rendered_later
 from airflow_arcadia.worker import parse_num_gpus
@@ -32,7 +31,6 @@ class ArcadiaRayClusterSensor(BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = ("lease", "ray_cluster", "num_gpus", "arcadia_conn_id")
-    operator_extra_links = (RayDashboardLink(),)
     ui_color = "#e8f4ea"
 
     def __init__(

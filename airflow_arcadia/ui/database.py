@@ -20,9 +20,9 @@ from sqlalchemy import and_, or_, select
 from airflow_arcadia.exceptions import ArcadiaConfigError
 from airflow_arcadia.operators.batch import BATCH_KEY, PROGRESS_KEY
 from airflow_arcadia.ui.retry import Node
-from airflow_arcadia.ui.view import LAUNCH_OPERATOR, Task
+from airflow_arcadia.ui.view import BATCH_OPERATOR, LAUNCH_OPERATOR, PROVISION_OPERATOR, RAY_SENSOR, Task
 
-BATCH_OPERATOR = "ArcadiaBatchInferenceOperator"
+_WITH_VALUES = frozenset({BATCH_OPERATOR, LAUNCH_OPERATOR, PROVISION_OPERATOR, RAY_SENSOR})
 LATEST = 50
 """Batches shown, the latest first."""
 
@@ -69,7 +69,7 @@ def write_audit_log(
 def _tasks(query: Any) -> list[Task]:
     with create_session() as session:
         found = list(session.scalars(query))
-        with_values = [ti for ti in found if ti.operator in {BATCH_OPERATOR, LAUNCH_OPERATOR}]
+        with_values = [ti for ti in found if ti.operator in _WITH_VALUES]
         values = _values(session, with_values)
         batches = [ti for ti in found if ti.operator == BATCH_OPERATOR]
         stores = _stores(session, batches)

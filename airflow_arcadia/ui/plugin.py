@@ -1,4 +1,4 @@
-"""Airflow plugin that adds the Arcadia page and the batch tab of a task instance.
+"""Airflow plugin that adds the Arcadia page, the batch tab of a task instance, and links on tasks' pages.
 
 The pages are served by an application of their own and shown in frames: they share nothing with Airflow's
 front end, so that no release of it breaks them.
@@ -10,6 +10,8 @@ from typing import Any
 
 from airflow.configuration import conf
 from airflow.plugins_manager import AirflowPlugin
+
+from airflow_arcadia.ui.links import LINKS
 
 URL_PREFIX = "/arcadia"
 
@@ -36,10 +38,11 @@ class _LazyApp:
 
 
 class ArcadiaUiPlugin(AirflowPlugin):
-    """The page *Arcadia* in the navigation, and the tab *Batch* of a task instance."""
+    """The page *Arcadia* in the navigation, the tab *Batch* of a task instance, and links of tasks."""
 
     name = "arcadia_ui"
     fastapi_apps = [{"app": _LazyApp(), "url_prefix": URL_PREFIX, "name": "Arcadia"}]
+    operator_extra_links = list(LINKS)
     external_views = [
         {
             "name": "Arcadia",

@@ -8,17 +8,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_arcadia.launchers.reaper import SKEW_S, Held
 from airflow_arcadia.lease import Lease, Warm
-from airflow_arcadia.ray_dashboard import ClusterFacts
+
+if TYPE_CHECKING:
+    from airflow_arcadia.ray_dashboard import ClusterFacts  # every component of Airflow imports this module
 
 RUNNING_STATES = frozenset(
     {"running", "deferred", "queued", "scheduled", "up_for_retry", "up_for_reschedule"}
 )
 ENDED_STATES = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 LAUNCH_OPERATOR = "ArcadiaLaunchWorkerOperator"
+BATCH_OPERATOR = "ArcadiaBatchInferenceOperator"
+RAY_SENSOR = "ArcadiaRayClusterSensor"
+PROVISION_OPERATOR = "ArcadiaProvisionRayClusterOperator"
 _STEPS = (
     ("teardown_worker", "tearing down"),
     ("model_ready", "loading the model"),

@@ -128,8 +128,12 @@ def browser_stage(folder: Path) -> Iterator[Stage]:
         (folder / f"in-{rows}.jsonl").write_text(lines)
     dags = folder / "dags"
     dags.mkdir()
-    for path in (HERE / "dags" / "pages.py", ROOT / "dags" / "arcadia_batch_inference.py"):
+    shipped = ROOT / "dags" / "arcadia_batch_inference.py"
+    for path in (HERE / "dags" / "pages.py", shipped):
         shutil.copy(path, dags)
+    # The same DAG once more, for runs that fail: the first one has one run at a time.
+    again = shipped.read_text().replace('"arcadia_batch_inference"', '"inference_with_faults"')
+    (dags / "with_faults.py").write_text(again.replace("max_active_runs=1", "max_active_runs=9"))
     store = LeaseStore(folder / "state")
     env = {
         "BROWSER_FOLDER": str(folder),

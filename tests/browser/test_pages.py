@@ -90,6 +90,18 @@ def test_the_tab_of_a_batch_shows_its_progress_and_its_timeline(
     picture(page, f"batch-tab-{theme}")
 
 
+def test_a_task_has_links_to_what_a_browser_can_reach(open_page: Any, slow_run: Run):
+    page = open_page(f"{slow_run.path('launch_worker')}/details")
+    link = page.get_by_role("link", name="Worker API")
+    expect(link).to_have_attribute("href", re.compile(r"^http://127\.0\.0\.1:\d+/v1/models$"))
+    expect(page.get_by_role("link", name="Worker log")).to_be_visible()
+    expect(page.get_by_role("link", name="Ray dashboard")).to_have_count(0)  # one GPU needs no Ray cluster
+    # Airflow opens a link in a window of its own or in this one, as it likes.
+    target = page.get_by_role("link", name="Batch", exact=True).get_attribute("href")
+    page.goto(str(page.evaluate("target => new URL(target, location.href).href", target)))
+    expect(frame_of(page).locator(".facts")).to_contain_text("/ 3,000")
+
+
 def test_a_page_that_is_loaded_again_is_still_there(open_page: Any, slow_run: Run):
     page = open_page(PAGE)
     frame_of(page)

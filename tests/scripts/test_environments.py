@@ -128,27 +128,28 @@ def test_libnuma_is_installed_where_this_is_root_on_debian(
 
 
 @pytest.mark.parametrize(
-    ("env", "found", "is_root", "installed"),
+    ("env", "found", "is_root"),
     [
-        ({}, {"apt-get"}, True, ["chromium"]),
-        ({}, {"apt-get"}, False, []),
-        ({}, set(), True, []),
-        ({}, {"apt-get", "google-chrome"}, True, []),
-        ({"ARCADIA_CHROMIUM": "/opt/chromium"}, {"apt-get"}, True, []),
+        ({}, {"apt-get"}, False),
+        ({}, set(), True),
+        ({}, {"apt-get", "google-chrome"}, True),
+        ({"ARCADIA_CHROMIUM": "/opt/chromium"}, {"apt-get"}, True),
     ],
 )
-def test_a_browser_is_installed_only_where_this_is_root_on_debian_and_there_is_none(
-    environments: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
-    env: dict[str, str],
-    found: set[str],
-    is_root: bool,
-    installed: list[str],
+def test_no_browser_is_installed_where_there_is_one_or_this_is_not_root_on_debian(
+    environments: ModuleType, monkeypatch: pytest.MonkeyPatch, env, found, is_root
+):
+    monkeypatch.setattr(environments, "run", lambda command, env: pytest.fail(f"ran {command}"))
+    environments.offer_chromium(env, is_root=lambda: is_root, which=lambda name: name in found)
+
+
+def test_a_browser_is_installed_where_this_is_root_on_debian(
+    environments: ModuleType, monkeypatch: pytest.MonkeyPatch
 ):
     ran: list[str] = []
     monkeypatch.setattr(environments, "run", lambda command, env: ran.append(command[-1]))
-    environments.offer_chromium(env, is_root=lambda: is_root, which=lambda name: name in found)
-    assert ran == installed
+    environments.offer_chromium({}, is_root=lambda: True, which=lambda name: name == "apt-get")
+    assert ran == ["chromium"]
 
 
 def test_a_browser_that_cannot_be_installed_is_told_and_no_error(
