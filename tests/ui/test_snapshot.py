@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -155,3 +158,26 @@ def test_all_sources_together_may_take_as_long_as_one(world, monkeypatch):
 def test_the_snapshot_is_json(world):
     world["batches"] = lambda: [deferred()]
     json.dumps(snapshots().take())
+
+
+def test_fifty_open_pages_cost_what_one_does(world):
+    asked: Counter[str] = Counter()
+
+    def counted(name: str, ask: Callable[[], Any]) -> Callable[[], Any]:
+        def count() -> Any:
+            asked[name] += 1
+            return ask()
+
+        return count
+
+    world["batches"] = lambda: [deferred()]
+    for name, ask in list(world.items()):
+        world[name] = counted(name, ask)
+    shared = Snapshots(Sources(ttl_s=1000), now=lambda: NOW)
+    with ThreadPoolExecutor(50) as pages:
+        seen = list(pages.map(lambda _: shared.take(), range(50)))
+    assert asked == dict.fromkeys(["batches", "leases", "clusters", "metrics", "tasks", "batch"], 1)
+    assert [len(taken["leases"]) for taken in seen] == [1] * 50
+    tabs = [shared.batch("dag", "run", "g.answer", -1) for _ in range(50)]
+    assert len(tabs) == 50
+    assert asked["batches"] == asked["tasks"] == 2  # the overview's, and the tabs' one batch
