@@ -15,6 +15,8 @@ from tests.lifecycle.stage import HERE, Run, Stage, wait
 
 AT_ONCE_S, BY_NET_S = 30.0, 120.0
 """How soon everything must be gone: by itself, or where only the lease or the reaper can act."""
+KEPT_WARM_S = 15.0
+"""And how much later where the worker is kept warm."""
 
 
 ENDED = frozenset({"success", "failed"})
@@ -459,4 +461,44 @@ def _real() -> list[Case]:
     ]
 
 
-CASES = _cases()
+def _warm() -> list[Case]:
+    """With a worker that is kept warm for 15 s: it outlives its run, and nothing outlives that."""
+    running: dict[str, Any] = {"dag": "warm", "when": batch_runs}
+    in_worker: dict[str, Any] = {"dag": "warm_worker", "when": batch_runs}
+    loading: dict[str, Any] = {"dag": "warm_loading", "when": ready_waits}
+
+    def at_end_of(step: str) -> dict[str, Any]:
+        return {"dag": "warm_quick", "when": held(step), "conf": {"hold": step}}
+
+    def case(name: str, truth: str, event: Any = None, **more: Any) -> Case:
+        limit_s = more.pop("limit_s", AT_ONCE_S)
+        return Case(f"warm.{name}", truth=truth, event=event, gone_s=KEPT_WARM_S + limit_s, **more)
+
+    return [
+        case("success", "success", dag="warm_quick", rows=10, representative=True),
+        case("kill_reserve", "failed", kill_task("reserve"), **at_end_of("reserve")),
+        case("kill_provision", "failed", kill_task("provision"), **at_end_of("provision")),
+        case("kill_launch", "failed", kill_task("launch"), **at_end_of("launch")),
+        case("kill_server_loading", "failed", kill_process("server"), **loading),
+        case("kill_batch", "failed", kill_task("batch"), **running),
+        case("kill_supervisor", "failed", kill_process("supervisor"), **running),
+        case("kill_teardown", "failed", kill_task("teardown"), limit_s=BY_NET_S, **at_end_of("teardown")),
+        case(
+            "task_failed_batch_worker", "failed", lambda run: run.mark_task("answer", "failed"), **in_worker
+        ),
+        case("run_failed_batch", "failed", lambda run: run.mark_run("failed"), **running),
+        case("run_success_batch_worker", "success", lambda run: run.mark_run("success"), **in_worker),
+        case("timeout_dagrun", "failed", dag="warm_timeout"),
+        case("lease_torn", "success", tear_lease, rows=200, **running),
+        case(
+            "airflow_gone",
+            "failed",
+            dag="warm_lapsing",
+            when=batch_runs,
+            outage=AIRFLOW_GONE,
+            freed_first=True,
+        ),
+    ]
+
+
+CASES = [*_cases(), *_warm()]

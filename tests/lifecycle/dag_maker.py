@@ -62,6 +62,7 @@ def make(
     lease_duration: float = 3600,
     sleep: float = 0.0,
     dagrun_timeout: float | None = None,
+    keep_warm: str | None = None,
     ready: dict[str, Any] | None = None,
     batch: dict[str, Any] | None = None,
     group: dict[str, Any] | None = None,
@@ -89,6 +90,7 @@ def make(
             "startup_timeout": 90,
             "poll_interval": 0.5,
             "engine": {"extra_args": extra_args},
+            "keep_warm": keep_warm,
         }
         with ArcadiaWorkerGroup("worker", **parameters | (group or {})) as worker:
             answer = ArcadiaBatchInferenceOperator(
@@ -124,6 +126,9 @@ HELD_BATCH: dict[str, Any] = {
     "extra_args": f"--delay 0.4 --answering-at {FOLDER}/at/{{{{ run_id }}}}/answering"
 }
 """The batch gets no further than its first rows until the run is released."""
+ALONE = "--of {{ run_id }}"
+"""Makes every run's worker another one."""
+WARM: dict[str, Any] = {"keep_warm": "15s", "extra_args": f"--delay 0.4 {ALONE}"}
 SPECS: dict[str, dict[str, Any]] = {
     "task": {},
     "worker": {"run_in": "worker"},
@@ -153,6 +158,13 @@ SPECS: dict[str, dict[str, Any]] = {
     "loading_a_while": dict(extra_args="--load 15", **QUICK),
     "paused": {"rows": 150, "lease_duration": 20},
     "paused_worker": {"rows": 150, "lease_duration": 20, "run_in": "worker"},
+    "warm_quick": WARM | QUICK,
+    "warm": WARM,
+    "warm_worker": WARM | {"run_in": "worker"},
+    "warm_loading": WARM | QUICK | {"extra_args": f"--load 60 {ALONE}"},
+    "warm_timeout": WARM | {"rows": 900, "dagrun_timeout": 20},
+    "warm_lapsing": WARM | {"rows": 600, "lease_duration": 20},
+    "warm_shared": {"keep_warm": "30s", "extra_args": "--delay 0.4 --load 8", **QUICK},
     "held_loading": HELD_LOADING,
     "held_batch": HELD_BATCH,
     "held_batch_worker": dict(run_in="worker", **HELD_BATCH),

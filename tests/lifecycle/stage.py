@@ -46,6 +46,8 @@ class Stage:
     """Held while a run is started: SQLite takes one writer at a time, and a new run writes for long."""
     engines: dict[str, set[str]] = field(default_factory=dict)
     """Files under /dev/shm that the engine of a lease has mapped, by lease."""
+    shared: dict[str, set[str]] = field(default_factory=dict)
+    """Leases of the warm workers that a run has used, by the run's own lease."""
 
     def lease(self, run: Run) -> str:
         """Name of the run's lease."""
@@ -53,13 +55,26 @@ class Stage:
 
     def leftovers(self, run: Run) -> list[str]:
         """Everything of the run that is still there: processes, shared memory, its lease's directory."""
+        return [text for name in self.leases(run) for text in self._left_of(name)]
+
+    def leases(self, run: Run) -> list[str]:
+        """The run's lease, and those of the warm workers that it has used."""
         name = self.lease(run)
+        return [name, *sorted(self.shared.get(name, ()))]
+
+    def _left_of(self, lease: str) -> list[str]:
         found = []
-        for process in find_marked(name):
+        for process in find_marked(lease):
             with contextlib.suppress(psutil.Error, OSError):
                 found.append(role_of(process))
-        found += sorted(path for path in self.engines.get(name, ()) if Path(path).exists())
-        return found + (["lease directory"] if (self.store.root / name).exists() else [])
+        found += sorted(path for path in self.engines.get(lease, ()) if Path(path).exists())
+        return found + (["lease directory"] if (self.store.root / lease).exists() else [])
+
+    def note_uses(self) -> None:
+        """Remember which warm workers a run uses: once it has ended, nothing tells."""
+        for lease in self.store.warm():
+            for use in lease.warm.uses if lease.warm else ():
+                self.shared.setdefault(use.user, set()).add(lease.name)
 
     def note_shared_memory(self) -> None:
         """Remember which files every run's engine has: once it is dead, nothing tells whose they were."""
@@ -72,7 +87,8 @@ class Stage:
 
     def processes(self, run: Run, role: str) -> list[psutil.Process]:
         """The run's processes of that role: see :func:`role_of`."""
-        return [process for process in find_marked(self.lease(run)) if role_of(process) == role]
+        found = [process for name in self.leases(run) for process in find_marked(name)]
+        return [process for process in found if role_of(process) == role]
 
     def start(self, dag_id: str, conf: Mapping[str, Any]) -> Run:
         """Start a run, unpausing its DAG where needed."""
@@ -273,6 +289,7 @@ def _keep(stage: Stage, done: threading.Event) -> None:
     """Until it is over, note what the engines map, and start again what of Airflow has ended by itself."""
     while not done.wait(_NOTE_EVERY_S):
         stage.note_shared_memory()
+        stage.note_uses()
         for name, process in list(stage.airflow.components.items()):
             if process.poll() is not None and stage.airflow.components.get(name) is process:
                 print(f"{name} ended with exit code {process.returncode} and is started again", flush=True)
