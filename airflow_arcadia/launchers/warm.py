@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from airflow_arcadia import warm
-from airflow_arcadia.exceptions import LeaseError, UnreadableLeaseError, WorkerError
+from airflow_arcadia.exceptions import ArcadiaError, LeaseError, UnreadableLeaseError, WorkerError
 from airflow_arcadia.lease import Lease, Use
 from airflow_arcadia.lease_store import Leases
-from airflow_arcadia.readiness import Observation
+from airflow_arcadia.readiness import Observation, ProcessObservation
 from airflow_arcadia.worker import RayConnection, WorkerHandle, WorkerStatus
 
 _ATTEMPTS = 20
@@ -20,6 +20,7 @@ _TURN_POLL_S = 0.5
 _BUSY_POLL_S = 0.5
 BUSY_WAIT_S = 5.0
 """How long the last run of a worker waits for requests that are still running to end."""
+_UNSEEN = Observation(ProcessObservation(None))
 _UNFIT = frozenset({WorkerStatus.HUNG, WorkerStatus.DRAINING, WorkerStatus.FAILED})
 
 log = logging.getLogger(__name__)
@@ -184,7 +185,18 @@ class WarmWorkers:
         if self._look is None:
             return True
         shared = bool(warm.others(lease, user, self._clock()))
-        return all(fit_for_a_run(self._look(handle), shared=shared) for handle in handles_of(lease))
+        return all(fit_for_a_run(seen, shared=shared) for seen in self._looked(lease))
+
+    def _looked(self, lease: Lease) -> list[Observation]:
+        """What is seen of its workers; of one that cannot be looked at, nothing."""
+        found = []
+        for handle in handles_of(lease):
+            try:
+                found.append(self._look(handle) if self._look else _UNSEEN)
+            except ArcadiaError as error:
+                log.warning("Worker %s cannot be looked at: %s", handle.name, error)
+                found.append(_UNSEEN)
+        return found
 
     def _abandon(self, name: str) -> None:
         """End a worker that is not fit, unless others use it."""
@@ -245,12 +257,11 @@ class WarmWorkers:
         return after.released
 
     def _may_be_kept(self, lease: Lease) -> bool:
-        handles = handles_of(lease)
         if self._look is None or not warm.launched(lease):
             return False
         deadline = time.monotonic() + BUSY_WAIT_S
         while True:
-            seen = [self._look(handle) for handle in handles]
+            seen = self._looked(lease)
             if all(map(fit_to_be_kept, seen)):
                 return True
             still = [fit_for_a_run(one, shared=False) for one in seen]

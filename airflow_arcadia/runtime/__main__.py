@@ -13,14 +13,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from airflow_arcadia.exceptions import ArcadiaError
-from airflow_arcadia.lease_store import LeaseStore
-from airflow_arcadia.processes import find_marked
-from airflow_arcadia.runtime.lease_watch import LeaseWatch
+from airflow_arcadia.runtime.lease_watch import LeaseWatch, remove_warm_lease
 from airflow_arcadia.runtime.log import say
 from airflow_arcadia.runtime.secret_variables import start_anew_without_secrets
 from airflow_arcadia.runtime.server_command import server_argv, server_env
@@ -69,21 +66,6 @@ def main() -> int:
         watchdog.dismiss()
         if spec.lease_file:
             remove_warm_lease(Path(spec.lease_file))
-
-
-def remove_warm_lease(file: Path) -> None:
-    """Remove the lease of a warm worker whose time is over: no run is left that would tear it down."""
-    store, name = LeaseStore(file.parent.parent), file.parent.name
-    try:
-        with store.locked(name):
-            lease = store.read(name)
-            ended = lease is not None and lease.warm is not None and lease.lapsed(time.time())
-            if lease is None or not ended or lease.released:
-                return  # whoever releases a lease tears it down
-            if all(process.pid == os.getpid() for process in find_marked(name)):
-                store.remove(name)
-    except (ArcadiaError, OSError) as error:
-        say(f"the lease is left to the reaper: {error}")
 
 
 def _shm_record(spec: PlacedWorker) -> Path:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from airflow_arcadia import lease
-from airflow_arcadia.exceptions import UnreadableLeaseError
+from airflow_arcadia.exceptions import ArcadiaError, UnreadableLeaseError
 from airflow_arcadia.lease import Lease
-from airflow_arcadia.lease_store import read_lease_file, users_holding
+from airflow_arcadia.lease_store import LeaseStore, read_lease_file, users_holding
+from airflow_arcadia.processes import find_marked
 from airflow_arcadia.runtime.log import say
 
 LEASE_POLL_S = 5.0
@@ -83,3 +84,18 @@ class LeaseWatch:
             left_s = self._watch.ends_at - now
             say(f"the lease cannot be read ({why}); it counts as held for {left_s:.0f} s more")
         return None
+
+
+def remove_warm_lease(file: Path) -> None:
+    """Remove the lease of a warm worker whose time is over: no run is left that would tear it down."""
+    store, name = LeaseStore(file.parent.parent), file.parent.name
+    try:
+        with store.locked(name):
+            lease = store.read(name)
+            ended = lease is not None and lease.warm is not None and lease.lapsed(time.time())
+            if lease is None or not ended or lease.released:
+                return  # whoever releases a lease tears it down
+            if all(process.pid == os.getpid() for process in find_marked(name)):
+                store.remove(name)
+    except (ArcadiaError, OSError) as error:
+        say(f"the lease is left to the reaper: {error}")

@@ -14,11 +14,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 
 import psutil
 
-from airflow_arcadia.runtime.lease_watch import LEASE_POLL_S, LeaseWatch
+from airflow_arcadia.runtime.lease_watch import LEASE_POLL_S, LeaseWatch, remove_warm_lease
 from airflow_arcadia.runtime.log import say
 from airflow_arcadia.runtime.shared_memory import kill_all
 from airflow_arcadia.runtime.watchdog import Watchdog, ensure_marked
@@ -134,6 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say(f"stopping: {reason}" if reason else f"the command ended with exit code {child.returncode}")
     end_children(child, grace_s=options.grace, spare=watchdog.pids)
     watchdog.dismiss()
+    remove_warm_lease(Path(options.lease_file))
     return 0 if reason else int(child.returncode) or 1
 
 

@@ -32,14 +32,25 @@ def identity_of(conn_id: str, lease: str) -> Identity | None:
 
 def end_worker(conn_id: str, lease: str) -> str:
     """End everything the lease owns. Raises :class:`TeardownError` naming what is still there."""
-    left = ArcadiaHook(conn_id).end(lease, grace_s=GRACE_S)
+    hook = ArcadiaHook(conn_id)
+    warm = _warm_worker_of(hook, lease)
+    left = hook.end(lease, grace_s=GRACE_S)
     if left:
         raise TeardownError(
             f"Not all that lease {lease} owns has ended.",
             still_running="; ".join(left),
             what_to_do="Try again, or end by hand what stays.",
         )
-    return f"Everything that lease {lease} owned has ended."
+    shared = f" The warm worker that it used has a lease of its own, {warm}." if warm else ""
+    return f"Everything that lease {lease} owned has ended.{shared}"
+
+
+def _warm_worker_of(hook: ArcadiaHook, lease: str) -> str | None:
+    try:
+        found = hook.leases.read(lease)
+    except UnreadableLeaseError:
+        return None
+    return found.warm_name if found else None
 
 
 def extend_lease(conn_id: str, lease: str) -> str:

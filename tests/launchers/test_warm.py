@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from airflow_arcadia import warm
-from airflow_arcadia.exceptions import LeaseError
+from airflow_arcadia.exceptions import ArcadiaError, LeaseError
 from airflow_arcadia.launchers import warm as effects
 from airflow_arcadia.launchers.teardown import teardown
 from airflow_arcadia.launchers.warm import WarmWorkers, fit_for_a_run, fit_to_be_kept
@@ -236,6 +236,17 @@ def test_requests_that_end_in_time_are_waited_for(place: Place, monkeypatch: pyt
     assert run.warm_name is not None
     assert workers.give_back(run.name, [run.warm_name]) == []
     assert looks == []
+
+
+def test_a_worker_that_cannot_be_looked_at_is_not_kept_and_the_teardown_goes_on(place: Place):
+    def refuse(_: WorkerHandle) -> Observation:
+        raise ArcadiaError("Its key cannot be read.", what_to_do="See why.")
+
+    run = place.claim("first")
+    place.launch(run)
+    assert run.warm_name is not None
+    workers = WarmWorkers(place.store, look=refuse, end=place.end, clock=lambda: place.now)
+    assert workers.give_back(run.name, [run.warm_name]) == [run.warm_name]
 
 
 def test_without_a_way_to_look_no_worker_is_kept(place: Place):
