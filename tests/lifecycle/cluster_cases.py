@@ -19,7 +19,7 @@ from tests.lifecycle.cluster_stage import NAMESPACE, ClusterStage
 from tests.lifecycle.stage import Run, Stage, wait
 
 LAUNCHERS = ("pod", "resource", "ray")
-OF_THIS_MACHINE = ("lease.*", "real.*", "dag.*")
+OF_THIS_MACHINE = ("lease.*", "warm.lease_*", "real.*", "dag.*")
 """Cases that change a lease's file, have the real engine, or change a DAG's file."""
 ONLY_WITH_A_KEY = (
     "*_worker",
@@ -30,7 +30,7 @@ ONLY_WITH_A_KEY = (
     "triggerer.*batch",
 )
 """A batch in the worker: Arcadia's Worker asks for no API key, and so takes none."""
-RESTARTED_IN_PLACE = ("kill.ready", "worker.supervisor_loading", "clear.failed_*")
+RESTARTED_IN_PLACE = ("kill.ready", "worker.supervisor_loading", "warm.kill_server_loading", "clear.failed_*")
 """Arcadia's pods start a container again that ends: the model is loaded once more."""
 NOT_OF_THE_LAUNCHER = ("api_server.*", "scheduler.restarted_*", "scheduler.gone_*")
 """Pods have shown what these do to Airflow's side, which is the same for Arcadia's Workers."""
@@ -45,9 +45,12 @@ RAY = (
     "user.short_lease",
     "lease.deleted",
     "airflow.gone_batch",
+    "warm.success",
 )
 """Cases that concern the Ray cluster."""
-TRUTH_OF_A_RESOURCE = {"worker.server": "success", "worker.supervisor": "success", "pod.deleted": "success"}
+TRUTH_OF_A_RESOURCE = dict.fromkeys(
+    ("worker.server", "worker.supervisor", "warm.kill_supervisor", "pod.deleted"), "success"
+)
 """A batch goes on once Arcadia's Deployment has its container or its pod again."""
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 import yaml
 
+from airflow_arcadia.kubernetes.leases import WARM
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.ports import free_port
 from tests.conftest import ROOT
@@ -82,17 +83,18 @@ class ClusterStage(Stage):
 
     def leftovers(self, run: Run) -> list[str]:
         """Everything of the run that is still there: objects of the cluster, and processes of its pods."""
-        lease, look = self.lease(run), self.look()
-        found = [f"{key[1]} {key[3]}" for key in self._of(lease, look)]
-        for pid in self._pids(lease, look):
-            with contextlib.suppress(psutil.Error):
-                found.append(f"process {role_of(psutil.Process(pid))}")
+        look, found = self.look(), []
+        for lease in self.leases(run):
+            found += [f"{key[1]} {key[3]}" for key in self._of(lease, look)]
+            for pid in self._pids(lease, look):
+                with contextlib.suppress(psutil.Error):
+                    found.append(f"process {role_of(psutil.Process(pid))}")
         return sorted(found)
 
     def processes(self, run: Run, role: str) -> list[psutil.Process]:
         """The run's processes of that role: ``supervisor``, ``server`` or ``engine``."""
-        found = []
-        for pid in self._pids(self.lease(run), self.look()):
+        found, look = [], self.look()
+        for pid in (pid for lease in self.leases(run) for pid in self._pids(lease, look)):
             with contextlib.suppress(psutil.Error):
                 process = psutil.Process(pid)
                 found += [process] if role_of(process) == role else []
@@ -101,10 +103,16 @@ class ClusterStage(Stage):
     def note_shared_memory(self) -> None:
         """Remember the runs' pods, and their files under ``/dev/shm``, which a real pod has to itself."""
         look = self.look()
-        for lease in map(self.lease, self.runs):
+        for lease in (lease for run in self.runs for lease in self.leases(run)):
             self._of(lease, look)
             files = {f"/dev/shm/psm_life{pid}" for pid in self._pids(lease, look)}
             self.engines.setdefault(lease, set()).update(files)
+
+    def note_uses(self) -> None:
+        """Remember which warm workers a run uses: once it has ended, nothing tells."""
+        for key, item in self.look().objects.items():
+            for use in json.loads(item["warm"] or "{}").get("uses", ()):
+                self.shared.setdefault(use["user"], set()).add(key[3])
 
     def names(self, run: Run, plural: str) -> list[str]:
         """Names of the run's objects of that kind."""
@@ -124,7 +132,11 @@ class ClusterStage(Stage):
     async def _objects(self) -> dict[Key, Object]:
         store = self.loopback.api.store
         return {
-            key: {"uid": found["metadata"]["uid"], "labels": found["metadata"].get("labels") or {}}
+            key: {
+                "uid": found["metadata"]["uid"],
+                "labels": found["metadata"].get("labels") or {},
+                "warm": (found["metadata"].get("annotations") or {}).get(WARM),
+            }
             for key, found in store.objects.items()
             if key[2] == NAMESPACE and key[1] != "events"
         }
