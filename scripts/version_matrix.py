@@ -21,7 +21,7 @@ PARTS = {
 }
 EXTRAS = "openlineage,parquet,s3"
 # Without a cluster, an engine or a whole Airflow: what `make test-fast` runs.
-UNIT_TESTS = "not slow and not chaos and not engine and not e2e and not cluster"
+UNIT_TESTS = "not slow and not chaos and not engine and not e2e and not airflow and not cluster"
 TOOLS_BEGIN = "# tests and linters"
 
 

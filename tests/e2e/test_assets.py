@@ -16,7 +16,7 @@ from airflow_arcadia.ports import free_port
 from tests.conftest import ROOT
 from tests.e2e.scheduled_airflow import ScheduledAirflow, scheduled_airflow
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.airflow, pytest.mark.timeout(600)]
 
 REPORT = "arcadia_answers_report"
 RUN_TIMEOUT_S = 180.0
