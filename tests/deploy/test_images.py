@@ -9,6 +9,7 @@ import subprocess
 from types import ModuleType
 
 import pytest
+import tomllib
 
 from tests.conftest import ROOT
 
@@ -60,6 +61,13 @@ def test_a_recipe_copies_what_is_there_and_fetches_nothing_unseen(recipe: str):
             for source in sources:
                 assert (ROOT / source).exists()
                 assert not ignored(source)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_copies_all_that_the_wheel_is_made_from(recipe: str):
+    hatch = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    copied = {source for kind, words in steps(recipe) if kind == "COPY" for source in words.split()[:-1]}
+    assert {*hatch["packages"], *hatch["force-include"]} <= {source.rstrip("/") for source in copied}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
