@@ -236,7 +236,9 @@ def require_libnuma(env, *, load=ctypes.CDLL, is_root=lambda: os.geteuid() == 0,
                 "numactl-libs) and run again."
             ) from None
         say(f"{LIBNUMA}: not found, installed with apt-get")
-        run(["apt-get", "install", "--yes", "--no-install-recommends", "libnuma1"], env)
+        # Images of Debian come without the lists of packages.
+        run(["apt-get", "update", "--quiet"], env)
+        run(["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", "libnuma1"], env)
 
 
 def offer_chromium(env, *, is_root=lambda: os.geteuid() == 0, which=shutil.which):

@@ -123,7 +123,8 @@ def test_libnuma_is_installed_where_this_is_root_on_debian(
     ran: list[list[str]] = []
     monkeypatch.setattr(environments, "run", lambda command, env: ran.append(command))
     environments.require_libnuma({}, load=missing, is_root=lambda: True, which=lambda name: f"/bin/{name}")
-    assert [command[-1] for command in ran] == ["libnuma1"]
+    assert [command[:2] for command in ran] == [["apt-get", "update"], ["apt-get", "install"]]
+    assert ran[-1][-1] == "libnuma1"
     environments.require_libnuma({}, load=lambda name: None, is_root=lambda: False)
 
 
