@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
-from typing import Any
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import openai
 import pytest
 import requests
+from pydantic import BaseModel
 
+from tests.airflow_context import make_context
+from tests.conftest import ROOT, wait_for
 from tests.engine.serving import Served, behind_fastchat
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
@@ -374,3 +381,140 @@ def test_langchain_passes_a_wrong_key_on_as_openais_error_where_there_is_a_key(
         return
     with pytest.raises(openai.AuthenticationError):
         stranger.invoke("Write a function.")
+
+
+# Batches on uploads: what each client calls is its own way of OpenAI's Files API and Batch API.
+
+
+def batch_rows() -> bytes:
+    """Two chats that get the engine's text, and one that is too long for the model."""
+    body = {"model": MODEL, "max_tokens": LENGTH, "temperature": 0, "ignore_eos": True}
+    contents = [MESSAGES, MESSAGES, [{"role": "user", "content": PROMPT * 500}]]
+    rows = [
+        {
+            "custom_id": f"row-{number}",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {**body, "messages": messages},
+        }
+        for number, messages in enumerate(contents)
+    ]
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def texts_of(content: bytes) -> dict[str, str]:
+    lines = [json.loads(line) for line in content.splitlines()]
+    return {line["custom_id"]: line["response"]["body"]["choices"][0]["message"]["content"] for line in lines}
+
+
+def wait_until_ended(retrieve: Callable[[], Any]) -> Any:
+    def ended() -> Any:
+        batch = retrieve()
+        return batch if batch.status in {"completed", "failed", "expired", "cancelled"} else None
+
+    return wait_for(ended, 120, "the batch to end")
+
+
+def test_openai_runs_a_batch_on_an_upload(client: openai.OpenAI, chatted: str):
+    file = client.files.create(file=("rows.jsonl", batch_rows()), purpose="batch")
+    batch = client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"a": "b"}
+    )
+    assert batch.status == "validating"
+    batch = wait_until_ended(lambda: client.batches.retrieve(batch.id))
+    assert (batch.status, batch.metadata, batch.model) == ("completed", {"a": "b"}, MODEL)
+    assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (
+        3,
+        2,
+        1,
+    )
+    assert batch.usage.output_tokens == 2 * LENGTH
+    answers = client.files.content(batch.output_file_id).content
+    assert texts_of(answers) == {"row-0": chatted, "row-1": chatted}
+    [error] = client.files.content(batch.error_file_id).content.splitlines()
+    assert json.loads(error)["response"]["status_code"] == 400
+    assert batch.id in [one.id for one in client.batches.list()]
+    assert {one.id for one in client.files.list(purpose="batch_output")} >= {
+        batch.output_file_id,
+        batch.error_file_id,
+    }
+    assert client.files.delete(file.id).deleted
+
+
+@pytest.mark.parametrize("provider", ["openai", "hosted_vllm"])
+def test_litellm_runs_a_batch_on_an_upload(
+    litellm: Any, connection: dict[str, str], chatted: str, provider: str
+):
+    words = {
+        "custom_llm_provider": provider,
+        "api_base": connection["base_url"],
+        "api_key": connection["api_key"],
+    }
+    file = litellm.create_file(file=("rows.jsonl", batch_rows()), purpose="batch", **words)
+    batch = litellm.create_batch(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", **words
+    )
+    batch = wait_until_ended(lambda: litellm.retrieve_batch(batch_id=batch.id, **words))
+    assert batch.status == "completed"
+    answers = litellm.file_content(file_id=batch.output_file_id, **words).content
+    assert texts_of(answers) == {"row-0": chatted, "row-1": chatted}
+    assert litellm.file_content(file_id=batch.error_file_id, **words).content.count(b"\n") == 1
+    assert batch.id in [one.id for one in litellm.list_batches(**words).data]
+
+
+class Verdict(BaseModel):
+    """What the model is asked for by common-ai."""
+
+    verdict: Literal["good", "bad"]
+
+
+@pytest.fixture
+def llm_batch(connection: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Runs a task of common-ai's ``@task.llm_batch``, as the example DAG has it, on the worker."""
+    from airflow.dag_processing.dagbag import DagBag
+    from airflow.providers.common.ai.operators import llm_batch
+
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_ARCADIA_WORKER",
+        json.dumps(
+            {"conn_type": "pydanticai", "host": connection["base_url"], "password": connection["api_key"]}
+        ),
+    )
+    # It polls every 30 seconds at the least.
+    monkeypatch.setattr(llm_batch, "time", SimpleNamespace(time=time.time, sleep=lambda _: time.sleep(0.1)))
+    dag = DagBag(dag_folder=ROOT / "dags" / "arcadia_llm_batch.py").dags["arcadia_llm_batch"]
+
+    def run(**settings: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        task: Any = dag.get_task("qwen.judge_reviews")
+        words = {"model_id": f"openai:{MODEL}", "result_path": f"file://{tmp_path}/results", **settings}
+        for name, value in words.items():
+            setattr(task, name, value)
+        context = make_context(run_id=uuid.uuid4().hex)
+        context["ti"].xcom_push = lambda key, value: None
+        context["task_instance"] = context["ti"]
+        manifest = task.execute(context)
+        path = Path(manifest["result_uri"].removeprefix("file://"))
+        return manifest, [json.loads(line) for line in path.read_text().splitlines()]
+
+    return run
+
+
+def test_common_ais_llm_batch_runs_on_the_worker(llm_batch: Any):
+    manifest, rows = llm_batch(request_params={"temperature": 0, "ignore_eos": True}, max_tokens=LENGTH)
+    assert manifest["terminal_reason"] == "succeeded"
+    assert manifest["counts"]["succeeded"] == 3
+    assert [row["status"] for row in sorted(rows, key=lambda row: row["index"])] == ["success"] * 3
+    assert all(row["usage"]["output_tokens"] == LENGTH for row in rows)
+
+
+def test_common_ais_llm_batch_gets_structured_output(llm_batch: Any):
+    _, rows = llm_batch(output_type=Verdict, max_tokens=200, request_params={"temperature": 0})
+    assert {row["status"] for row in rows} <= {"success", "invalid_output"}
+    assert all(row["output"]["verdict"] in {"good", "bad"} for row in rows if row["status"] == "success")
+
+
+def test_common_ais_llm_batch_is_told_of_a_row_that_fails(llm_batch: Any):
+    manifest, rows = llm_batch(system_prompt=PROMPT * 500)
+    assert manifest["terminal_reason"] == "partial"
+    assert manifest["counts"]["errored"] == 3
+    assert all("context" in row["error"]["message"] for row in rows)
