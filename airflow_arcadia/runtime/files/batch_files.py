@@ -31,11 +31,18 @@ class BatchFiles:
         """Id of a batch → how many clients read what it has committed."""
 
     def spec(self, batch_id: str, upload: str, asked: BatchSpec) -> dict[str, object]:
-        """Fields of the spec that runs the batch: the segments are kept until :meth:`publish`. Blocks."""
+        """Fields of the spec that runs the batch: the segments are kept until :meth:`clean`. Blocks.
+
+        However many rows fail, the batch is completed unless the client says otherwise: to OpenAI's clients a
+        batch that failed is one of which no row was answered.
+        """
         folder = self._store.work_folder(batch_id)
         folder.mkdir(mode=0o700, exist_ok=True)
         where = {"input": str(self._store.path(upload)), "output": str(folder / _OUTPUT)}
-        return {**asked.to_dict(), **where, "keep_segments": True}
+        fields = {**asked.to_dict(), **where, "keep_segments": True}
+        if asked.max_failed_rows is None and asked.max_failed_fraction is None:
+            fields["max_failed_fraction"] = 1.0
+        return fields
 
     def unfinished(self, batch: Batch) -> list[StoredFile]:
         """The files that a running batch is writing; none once they are in the store. Their size is 0."""

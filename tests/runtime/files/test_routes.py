@@ -213,8 +213,7 @@ async def test_a_batch_without_a_failed_row_has_no_error_file_and_one_without_an
     async with client() as (made, _):
         good = await ended(made, (await create(made)).id)
         assert (good.output_file_id is None, good.error_file_id) == (False, None)
-        bad = await create(made, rows(3, fail=True), extra_body={"options": {"max_failed_fraction": 1}})
-        bad = await ended(made, bad.id)
+        bad = await ended(made, (await create(made, rows(3, fail=True))).id)
         assert (bad.status, bad.output_file_id, bad.error_file_id is None) == ("completed", None, False)
 
 
@@ -289,6 +288,13 @@ async def test_a_batch_expires_with_its_completion_window():
         assert (batch.status, batch.expired_at is None) == ("expired", False)
         codes = [line["error"]["code"] for line in await lines(made, batch.error_file_id)]
         assert set(codes) == {"batch_expired"}
+
+
+async def test_a_client_may_say_how_many_rows_may_fail():
+    async with client() as (made, _):
+        options = {"options": {"max_failed_rows": 0}}
+        batch = await ended(made, (await create(made, rows(3, fail=True), extra_body=options)).id)
+        assert (batch.status, batch.error_file_id is None) == ("failed", False)
 
 
 async def test_a_batch_that_cannot_be_run_fails_with_its_reason_and_no_path_of_the_worker(tmp_path: Path):
