@@ -119,8 +119,11 @@ class WorkerSpec:
         for never. None: 15 minutes, if its lease is not renewed either; a worker without a lease file stays.
     :param system_args: ``SYSTEM_ARGS``, words added to the server's command line.
     :param extra_args: ``EXTRA_ARGS``, words added after them.
+    :param lora_modules: adapters served beside the model, each ``name=path`` (a folder or a repository id of
+        the worker's machine): a row or request whose ``model`` is that name is answered with it.
     :param allowed_uris: folders (absolute paths and URIs) that batches of ``/v1/batches`` may name; without
-        any, only the run's own tasks send batches there.
+        any, only the run's own tasks do. Requests may name images and other media at the HTTP hosts among
+        them; without any, only media in the request itself (``data:`` URLs).
     :param max_file_bytes: size of a file that a client may upload to ``/v1/files``.
     :param max_files_bytes: size of all files of clients together, what their batches write included.
     :param file_lifetime: seconds after which such a file is removed; all are when the worker's lease ends.
@@ -151,6 +154,7 @@ class WorkerSpec:
     idle_timeout: Seconds | None = None
     system_args: Words = ()
     extra_args: Words = ()
+    lora_modules: Words = ()
     allowed_uris: Words = ()
     max_file_bytes: Count = 512 * 2**20
     max_files_bytes: Count = 8 * 2**30
@@ -164,6 +168,10 @@ class WorkerSpec:
                 "The worker has no model.", what_to_do="Set model to a path or repository id."
             )
         check_fields(self, "worker")
+        if wrong := next((one for one in self.lora_modules if not all(one.partition("=")[::2])), None):
+            raise ArcadiaConfigError(
+                f"lora_modules has {wrong!r}.", what_to_do="Give each adapter as name=path."
+            )
         if not self.served_model_name:
             object.__setattr__(self, "served_model_name", self.model.rstrip("/").rsplit("/", 1)[-1])
 
@@ -201,6 +209,7 @@ class EngineOptions(TypedDict, total=False):
     idle_timeout: float | str | None
     system_args: Sequence[str] | str
     extra_args: Sequence[str] | str
+    lora_modules: Sequence[str] | str
     allowed_uris: Sequence[str] | str
     max_file_bytes: int | str
     max_files_bytes: int | str
@@ -268,6 +277,7 @@ class PlacedWorker(WorkerSpec, Placement):
         env["FASTCHAT_WORKER_NAME"] = ARCADIA_WORKER_TYPE
         env["SYSTEM_ARGS"] = shlex.join(self.system_args)
         env["EXTRA_ARGS"] = shlex.join(self.extra_args)
+        env["ARCADIA_LORA_MODULES"] = shlex.join(self.lora_modules)
         env["ARCADIA_ALLOWED_URIS"] = shlex.join(self.allowed_uris)
         env["ARCADIA_TRUST_REMOTE_CODE"] = "1" if self.trust_remote_code else None
         text = {key: str(value) for key, value in env.items() if value is not None and value != ""}
@@ -340,6 +350,7 @@ _ONLY_READ = {
     "ARCADIA_TRUST_REMOTE_CODE": "trust_remote_code",
     "SYSTEM_ARGS": "system_args",
     "EXTRA_ARGS": "extra_args",
+    "ARCADIA_LORA_MODULES": "lora_modules",
     "ARCADIA_ALLOWED_URIS": "allowed_uris",
 }
 """Environment variable → field, for those that are not written as they stand."""

@@ -46,12 +46,13 @@ FULL = PlacedWorker(
     lease_file="/state/lease.json",
     system_args=("--seed", "1"),
     extra_args=("--hf-overrides", '{"a": "b c"}'),
+    lora_modules=("sql=/adapters/sql", "law=/adapters/a folder"),
     allowed_uris=("s3://bucket/prompts", "/data/a folder"),
-    batch_token_file="/secrets/batch-token",
-    storage_options_file="/secrets/storage-options",
-    file_lifetime=3600.0,
     max_file_bytes=2**20,
     max_files_bytes=2**30,
+    file_lifetime=3600.0,
+    batch_token_file="/secrets/batch-token",
+    storage_options_file="/secrets/storage-options",
     fastchat_port=21003,
 )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from typing import NamedTuple
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from airflow_arcadia.exceptions import ArcadiaConfigError, BatchInputError
 
@@ -27,6 +27,12 @@ class AllowedUris:
 
     def __init__(self, prefixes: Iterable[str]) -> None:
         self._prefixes = [_prefix(text) for text in prefixes]
+
+    @property
+    def http_hosts(self) -> list[str]:
+        """Hosts of the HTTP prefixes, without their ports."""
+        hosts = (urlsplit(f"//{one.host}").hostname for one in self._prefixes if one.protocol in _HTTP)
+        return sorted({host for host in hosts if host})
 
     def check_input(self, uri: str) -> None:
         """Raise :class:`BatchInputError` unless a client may have this read."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
+from airflow_arcadia.runtime.allowed_uris import AllowedUris
 from airflow_arcadia.runtime.vllm_patches.gate import SERVER_VARIABLE
 from airflow_arcadia.worker import PlacedWorker
 
+_NO_DOMAIN = "none.invalid"
+"""A name that no host can have (RFC 2606)."""
 MIDDLEWARE = "airflow_arcadia.runtime.middleware.ArcadiaMiddleware"
 
 
@@ -28,6 +31,10 @@ def server_argv(spec: PlacedWorker, python: str = sys.executable) -> list[str]:
         argv += ["--distributed-executor-backend", "ray"]
     if spec.trust_remote_code:
         argv += ["--trust-remote-code"]
+    if spec.lora_modules:
+        argv += ["--enable-lora", "--lora-modules", *spec.lora_modules]
+    # Without a domain vLLM fetches whatever a request names.
+    argv += ["--allowed-media-domains", *(AllowedUris(spec.allowed_uris).http_hosts or [_NO_DOMAIN])]
     # One line a request drowns everything else in a batch's log.
     argv += ["--disable-uvicorn-access-log", "--middleware", MIDDLEWARE]
     return [*argv, *spec.system_args, *spec.extra_args]
@@ -53,6 +60,8 @@ def server_env(spec: PlacedWorker, base: Mapping[str, str], node_ip: str | None)
     # vLLM drops an idle connection after 5 s by default, in the middle of a client's next request.
     env.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "75")
     env.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # A redirection would lead to a host that is not among the allowed ones.
+    env.setdefault("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "0")
     # Our patches of vLLM apply in the processes of a worker's server alone, whatever launched the worker.
     env[SERVER_VARIABLE] = spec.name
     return env

@@ -54,3 +54,24 @@ def test_a_token_is_a_file_never_a_value():
 
 def test_it_listens_on_loopback_unless_a_pod_says_otherwise():
     assert option(server_argv(ONE), "--host") == "127.0.0.1"
+
+
+def test_adapters_are_served_beside_the_model():
+    assert "--enable-lora" not in server_argv(ONE)
+    argv = server_argv(dataclasses.replace(ONE, lora_modules=("sql=/adapters/sql", "law=/adapters/law")))
+    at = argv.index("--lora-modules")
+    assert argv[at - 1 : at + 3] == [
+        "--enable-lora",
+        "--lora-modules",
+        "sql=/adapters/sql",
+        "law=/adapters/law",
+    ]
+
+
+def test_requests_name_media_only_at_allowed_hosts():
+    assert option(server_argv(ONE), "--allowed-media-domains") == "none.invalid"
+    allowed = ("https://images.example.com:8443/cats", "s3://bucket/rows", "/data")
+    argv = server_argv(dataclasses.replace(ONE, allowed_uris=allowed))
+    at = argv.index("--allowed-media-domains")
+    assert argv[at + 1 : at + 3] == ["images.example.com", "--disable-uvicorn-access-log"]
+    assert server_env(ONE, {}, None)["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
