@@ -1,8 +1,9 @@
 """Parse rows of the input, and write lines in OpenAI's batch output format. Pure.
 
 A row is OpenAI's batch format (``custom_id``, ``method``, ``url``, ``body``) or a short form: an object with
-``prompt`` (completion), ``messages`` (chat) or ``input`` (embeddings). A short row is its own request body,
-without the envelope's keys ``custom_id``, ``method``, ``url`` and ``metadata``.
+``prompt`` (completion), ``messages`` (chat) or ``input`` (embeddings), or of any kind if it has a ``url``. A
+short row is its own request body, without the envelope's keys ``custom_id``, ``method``, ``url`` and
+``metadata``.
 
 Two runs over the same rows must give the same bytes, so values that a server generates per request (``id``,
 ``created``, ids of tool calls, how much came from its cache) are replaced by values that the row determines.
@@ -17,16 +18,34 @@ from typing import Any, NamedTuple
 import orjson
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
-_CONTENT_KEY = {CHAT: "messages", COMPLETIONS: "prompt", EMBEDDINGS: "input"}
+RESPONSES, SCORE, RERANK = "/v1/responses", "/v1/score", "/v1/rerank"
+_TYPES: dict[str, tuple[type, ...]] = {CHAT: (list,), SCORE: (str, list, dict), RERANK: (str, list, dict)}
+"""URL → what its content may be; a text or a list for all others."""
+URLS = (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, SCORE, RERANK)
+"""What a row may ask for."""
+_POOLING = frozenset({EMBEDDINGS, SCORE, RERANK})
+"""URLs at which nothing is generated."""
+_CONTENT_KEYS = {
+    CHAT: (("messages",),),
+    COMPLETIONS: (("prompt",),),
+    EMBEDDINGS: (("input",),),
+    RESPONSES: (("input",),),
+    SCORE: (("queries", "documents"), ("queries", "items"), ("text_1", "text_2"), ("data_1", "data_2")),
+    RERANK: (("query", "documents"),),
+}
+"""URL → the fields that are its prompt, one of several sets of them."""
 _URL_OF_SHORT_FORM = {"messages": CHAT, "prompt": COMPLETIONS, "input": EMBEDDINGS}
 _ENVELOPE = frozenset({"custom_id", "method", "url", "metadata"})
 _LENGTH_LIMITS = ("max_tokens", "max_completion_tokens")
 _OF_THE_SERVER = ("system_fingerprint", "metrics", "kv_transfer_params", "ec_transfer_params")
 """Fields of an answer that describe the server or its timing, not what the row determines."""
-_EMBEDDING_PARAMETERS = frozenset(
+_POOLING_PARAMETERS = frozenset(
     {"dimensions", "encoding_format", "truncate_prompt_tokens", "add_special_tokens", "user", "priority"}
+    | {"top_n", "use_activation", "instruction", "max_tokens_per_query", "max_tokens_per_doc"}
 )
-"""Job-wide parameters an embeddings row takes; the others are about sampling."""
+"""Job-wide parameters that rows take which generate nothing; the others are about sampling."""
+_NOT_IN_A_BATCH = ("stream", "stream_options", "background")
+"""Fields that would have an answer come otherwise than as one object."""
 
 MAX_LINE_BYTES = 64 * 2**20
 """A longer line becomes an error row: it is more likely a broken file than a prompt."""
@@ -71,8 +90,12 @@ def complete_body(
 ) -> dict[str, Any]:
     """The body with the job's parameters where the row has none of its own."""
     defaults = dict(parameters)
-    if url == EMBEDDINGS:
-        defaults = {key: value for key, value in defaults.items() if key in _EMBEDDING_PARAMETERS}
+    if url in _POOLING:
+        defaults = {key: value for key, value in defaults.items() if key in _POOLING_PARAMETERS}
+    elif url == RESPONSES:
+        limits = [defaults.pop(key) for key in _LENGTH_LIMITS if key in defaults]
+        # The server need not keep what nobody will ask it for again.
+        defaults |= {"store": False} | ({"max_output_tokens": limits[-1]} if limits else {})
     elif any(key in body for key in _LENGTH_LIMITS):
         # Two names of one limit: the engine prefers the newer one, even if only the job set it.
         for key in _LENGTH_LIMITS:
@@ -80,10 +103,17 @@ def complete_body(
     merged = {**defaults, **body}
     if not merged.get("model"):
         merged["model"] = model
-    # A batch needs each answer as one object, so that requests for a stream are left out.
-    merged.pop("stream", None)
-    merged.pop("stream_options", None)
+    for key in _NOT_IN_A_BATCH:
+        merged.pop(key, None)
     return merged
+
+
+def content_of(body: Mapping[str, Any]) -> Any:
+    """What the answer of a row depends on most: its messages, its prompt or its texts."""
+    for keys in (keys for choices in _CONTENT_KEYS.values() for keys in choices):
+        if all(body.get(key) for key in keys):
+            return body[keys[0]] if len(keys) == 1 else [body[key] for key in keys]
+    return None
 
 
 def body_bytes(body: Mapping[str, Any]) -> bytes:
@@ -114,6 +144,15 @@ def answer_line(identity: str, custom_id: str, body: dict[str, Any]) -> bytes:
             },
             "error": None,
         }
+    )
+
+
+def invalid_line(identity: str, custom_id: str, message: str, body: dict[str, Any]) -> bytes:
+    """A line of the output for an answer that is not what the row asked for: both, without a newline."""
+    response = {"status_code": 200, "request_id": f"req_{identity}", "body": _normalise(body, identity)}
+    error = {"code": "invalid_output", "message": message}
+    return orjson.dumps(
+        {"id": f"batch_req_{identity}", "custom_id": custom_id, "response": response, "error": error}
     )
 
 
@@ -177,8 +216,8 @@ def url_and_body(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     method = row.get("method", "POST")
     if method != "POST":
         raise BadRow("invalid_row", f"method is {method!r}; only POST is known.")
-    if url is not None and not (isinstance(url, str) and url in _CONTENT_KEY):
-        raise BadRow("unsupported_url", f"url is {url!r}; known are {', '.join(_CONTENT_KEY)}.")
+    if url is not None and not (isinstance(url, str) and url in URLS):
+        raise BadRow("unsupported_url", f"url is {url!r}; known are {', '.join(URLS)}.")
     if "body" in row:
         body = row["body"]
         if not isinstance(body, dict):
@@ -194,22 +233,27 @@ def url_and_body(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def check_content(url: str, body: Mapping[str, Any]) -> None:
     """Raise :class:`BadRow` for a body without a prompt that can be one."""
-    key = _CONTENT_KEY[url]
-    content = body.get(key)
-    if content is None:
-        raise BadRow("no_prompt", f"The row has no {key}.")
-    wanted = list if url == CHAT else (str, list)
-    if not isinstance(content, wanted):
-        raise BadRow("invalid_row", f"{key} is {kind_of(content)}.")
-    if not content:
-        raise BadRow("no_prompt", f"{key} is empty.")
-    if url == CHAT and not all(isinstance(message, dict) and message.get("role") for message in content):
+    choices = _CONTENT_KEYS[url]
+    keys = next((keys for keys in choices if all(body.get(key) is not None for key in keys)), None)
+    if keys is None:
+        wanted = " or ".join(" and ".join(keys) for keys in choices)
+        raise BadRow("no_prompt", f"The row has no {wanted}.")
+    for key in keys:
+        content = body[key]
+        if not isinstance(content, _TYPES.get(url, (str, list))):
+            raise BadRow("invalid_row", f"{key} is {kind_of(content)}.")
+        if not content:
+            raise BadRow("no_prompt", f"{key} is empty.")
+    messages = body["messages"] if url == CHAT else ()
+    if not all(isinstance(message, dict) and message.get("role") for message in messages):
         raise BadRow("invalid_row", "Each of messages must be an object with a role.")
     if not isinstance(body.get("model", ""), (str, type(None))):
         raise BadRow("invalid_row", f"model is {kind_of(body['model'])}, not a text.")
 
 
 def _normalise(body: dict[str, Any], identity: str) -> dict[str, Any]:
+    if body.get("object") == "response":
+        return _normalise_response(body, identity)
     if "id" in body:
         # Servers generate ids of many forms; none is kept.
         body["id"] = f"{_id_prefix(body)}-{identity}"
@@ -234,11 +278,46 @@ def _normalise(body: dict[str, Any], identity: str) -> dict[str, Any]:
     return body
 
 
+_RESPONSE_PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc"}
+"""Kind of an item of a response → what OpenAI's own ids of it begin with."""
+
+
+def _normalise_response(body: dict[str, Any], identity: str) -> dict[str, Any]:
+    """The same for the Responses API, whose answer is a list of items with ids of their own."""
+    body["id"] = f"resp_{identity}"
+    for key in ("created_at", "completed_at"):
+        if body.get(key) is not None:
+            body[key] = 0
+    for key in _OF_THE_SERVER:
+        if key in body:
+            body[key] = None
+    items = body.get("output")
+    for index, item in enumerate(items if isinstance(items, list) else ()):
+        if isinstance(item, dict):
+            prefix = _RESPONSE_PREFIXES.get(str(item.get("type")), "item")
+            item["id"] = f"{prefix}_{identity}_{index}"
+            if "call_id" in item:
+                item["call_id"] = f"call_{identity}_{index}"
+    usage = body.get("usage")
+    if isinstance(usage, dict) and isinstance(details := usage.get("input_tokens_details"), dict):
+        # How much came from the cache depends on what the server did before. Clients insist on numbers.
+        usage["input_tokens_details"] = {key: _zero(value) for key, value in details.items()}
+    return body
+
+
+def _zero(value: object) -> object:
+    return 0 if isinstance(value, int) else [] if isinstance(value, list) else None
+
+
 def _id_prefix(body: Mapping[str, Any]) -> str:
     """What OpenAI's own ids of this kind of answer begin with."""
     choices = body.get("choices")
+    if "results" in body:
+        return "rerank"
     if not isinstance(choices, list):
-        return "embd"
+        rows = body.get("data")
+        first = rows[0] if isinstance(rows, list) and rows else None
+        return "score" if isinstance(first, dict) and "score" in first else "embd"
     chat = any(isinstance(choice, dict) and "message" in choice for choice in choices)
     return "chatcmpl" if chat else "cmpl"
 

@@ -14,9 +14,18 @@ from airflow_arcadia.batch.failure_budget import exceeded, too_many_failed
 from airflow_arcadia.batch.input.row_index import Rows
 from airflow_arcadia.batch.input.row_parser import Shape
 from airflow_arcadia.batch.memory_budget import ByteBudget
-from airflow_arcadia.batch.openai_format import Request, RowError, answer_line, body_bytes, error_line, row_id
+from airflow_arcadia.batch.openai_format import (
+    Request,
+    RowError,
+    answer_line,
+    body_bytes,
+    error_line,
+    invalid_line,
+    row_id,
+)
 from airflow_arcadia.batch.output.job import Job
 from airflow_arcadia.batch.output.writer import SegmentWriter
+from airflow_arcadia.batch.response_schema import problem_of
 from airflow_arcadia.batch.retry_policy import (
     CONNECTION_LOST,
     ENGINE_DIED,
@@ -167,8 +176,13 @@ class Sender:
         )
 
     def _take_answer(self, sent: Sent, body: dict[str, Any]) -> None:
+        custom_id = sent.request.custom_id
         try:
-            line = answer_line(sent.identity, sent.request.custom_id, body)
+            problem = problem_of(sent.request, body) if self.spec.response_schema is not None else None
+            if problem is None:
+                line = answer_line(sent.identity, custom_id, body)
+            else:
+                line = invalid_line(sent.identity, custom_id, problem, body)
         except (TypeError, ValueError, AttributeError, RecursionError) as error:
             # An answer can be odd in more ways than can be listed: it is this row's alone.
             self._fail(_failed(sent, "invalid_answer", f"The answer cannot be written down: {error}."))
@@ -177,11 +191,13 @@ class Sender:
         self.writer.add(
             sent.pending.row,
             line,
-            failed=False,
+            failed=problem is not None,
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
         )
         self.queue.finish(sent.pending)
+        if problem is not None:
+            self._end_if_too_many_failed(f"{custom_id}: {problem}")
 
     async def _take_failure(self, sent: Sent, failure: Failure, server: Server) -> None:
         well = await self._tell_server(sent, failure, server)
@@ -262,9 +278,11 @@ class Sender:
         """Make the row an error row."""
         self.writer.add(failed.pending.row, error_line(failed.identity, failed.error), failed=True)
         self.queue.finish(failed.pending)
+        self._end_if_too_many_failed(f"{failed.error.custom_id}: {failed.error.message}")
+
+    def _end_if_too_many_failed(self, last: str) -> None:
         job = self.job
         if (what := exceeded(self.spec, job.counts, job.manifest.rows)) is not None:
-            last = f"{failed.error.custom_id}: {failed.error.message}"
             self.end(too_many_failed(what, last, job.folder.uri))
 
 
@@ -295,5 +313,6 @@ def _usage(body: dict[str, Any]) -> tuple[int, int]:
     usage = body.get("usage")
     if not isinstance(usage, dict):
         return 0, 0
-    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
+    completion = usage.get("completion_tokens", usage.get("output_tokens"))
     return prompt if isinstance(prompt, int) else 0, completion if isinstance(completion, int) else 0

@@ -74,6 +74,9 @@ class BatchSpec:
         ``["max_tokens", "seed"]``; all others are for the prompt alone. Rows of JSON Lines are requests
         already: every field that the template does not read is sent.
     :param input_format: ``"jsonl"``, ``"csv"`` or ``"parquet"``; by default as the input's name ends.
+    :param response_schema: JSON schema of the answers: it is sent as ``response_format`` with each chat and
+        completion that has none of its own, and an answer that does not fit what its row asked for becomes an
+        error row ``invalid_output``.
     :param ordering: ``"prefix"`` sends rows that begin alike one after the other, so that the engine's
         prefix cache serves them, and rows with a high ``max_tokens`` first; ``"input"`` keeps the input's
         order. The output is in input order with both.
@@ -108,6 +111,7 @@ class BatchSpec:
     prompt_as: Literal["completion", "chat"] = "completion"
     columns_as_parameters: tuple[str, ...] = ()
     input_format: Literal["jsonl", "csv", "parquet"] | None = None
+    response_schema: Mapping[str, Any] | None = None
     ordering: Literal["prefix", "input"] = "prefix"
     storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False, compare=False)
 
@@ -120,6 +124,7 @@ class BatchSpec:
         check_fields(self, "batch")
         try:
             orjson.dumps(dict(self.parameters))
+            orjson.dumps(dict(self.response_schema or {}))
         except TypeError as error:
             raise ArcadiaConfigError(
                 f"The batch's parameters cannot be sent as JSON: {error}.",
@@ -155,6 +160,7 @@ class BatchSpec:
         return {
             **fields,
             "parameters": dict(self.parameters),
+            "response_schema": dict(self.response_schema) if self.response_schema is not None else None,
             "columns_as_parameters": list(self.columns_as_parameters),
         }
 
@@ -188,6 +194,7 @@ class BatchOptions(TypedDict, total=False):
     prompt_as: str
     columns_as_parameters: Sequence[str] | str
     input_format: str | None
+    response_schema: Mapping[str, Any] | str | None
     ordering: str
 
 

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_arcadia.batch import BatchSpec
-from airflow_arcadia.batch.openai_format import CHAT, COMPLETIONS, EMBEDDINGS
+from airflow_arcadia.batch.openai_format import CHAT, URLS
 from airflow_arcadia.exceptions import BatchInputError
 
 MAX_REQUEST_BYTES = 2**20
 _MAX_DEPTH = 64
 _MAX_METADATA, _MAX_KEY, _MAX_VALUE = 16, 64, 512
 """OpenAI's limits on metadata: pairs, and characters of a key and a value."""
-_ENDPOINTS = (CHAT, COMPLETIONS, EMBEDDINGS)
 _CLIENT_OPTIONS = frozenset(
     {"limit", "max_in_flight", "max_attempts", "max_failed_rows", "max_failed_fraction", "overwrite"}
     | {"on_change", "retry_failed_only", "prompt_column", "prompt_template", "prompt_as", "input_format"}
@@ -102,8 +101,8 @@ def parse(body: object, model: str, *, trusted: bool) -> BatchRequest:
 def _endpoint(given: object) -> str:
     if given is None:
         return CHAT
-    if given not in _ENDPOINTS:
-        raise _wrong("endpoint is not supported.", f"Use one of {', '.join(_ENDPOINTS)}.")
+    if given not in URLS:
+        raise _wrong("endpoint is not supported.", f"Use one of {', '.join(URLS)}.")
     return str(given)
 
 

@@ -11,6 +11,9 @@ from airflow_arcadia.batch.openai_format import (
     CHAT,
     COMPLETIONS,
     EMBEDDINGS,
+    RERANK,
+    RESPONSES,
+    SCORE,
     Request,
     RowError,
     answer_line,
@@ -94,6 +97,73 @@ def test_embeddings_take_no_sampling_parameters():
         EMBEDDINGS, {"input": "x"}, "m", {"temperature": 0, "max_tokens": 3, "dimensions": 8}
     )
     assert body == {"input": "x", "model": "m", "dimensions": 8}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"url": RESPONSES, "body": {"input": "x"}},
+        {"url": RESPONSES, "input": [{"role": "user", "content": "x"}]},
+        {"url": SCORE, "body": {"queries": "a", "documents": ["b"]}},
+        {"url": SCORE, "text_1": "a", "text_2": "b"},
+        {"url": RERANK, "query": "a", "documents": ["b", "c"]},
+    ],
+)
+def test_responses_scores_and_rerankings_are_asked_for_by_their_url(row: dict[str, object]):
+    found = parse(row)
+    assert isinstance(found, Request)
+    assert (found.url, found.body["model"]) == (row["url"], "tiny")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"url": SCORE, "text_1": "a"}, {"url": RERANK, "query": "a"}, {"url": RESPONSES, "prompt": "a"}],
+)
+def test_a_row_without_what_its_url_needs_is_not_sent(row: dict[str, object]):
+    found = parse(row)
+    assert isinstance(found, RowError)
+    assert found.code == "no_prompt"
+
+
+def test_rows_that_generate_nothing_take_no_parameters_of_sampling():
+    parameters = {"temperature": 0, "max_tokens": 5, "top_n": 2}
+    for url in (SCORE, RERANK):
+        assert complete_body(url, {"query": "a"}, "m", parameters) == {"query": "a", "model": "m", "top_n": 2}
+
+
+def test_a_response_has_the_jobs_length_limit_under_its_own_name_and_is_not_kept():
+    body = complete_body(RESPONSES, {"input": "a", "background": True}, "m", {"max_tokens": 5, "seed": 1})
+    assert body == {"input": "a", "model": "m", "max_output_tokens": 5, "seed": 1, "store": False}
+    own = complete_body(RESPONSES, {"input": "a", "max_output_tokens": 9}, "m", {"max_tokens": 5})
+    assert own["max_output_tokens"] == 9
+
+
+def test_a_response_has_no_id_or_time_of_the_servers():
+    def made(number: int) -> dict[str, object]:
+        return {
+            "object": "response",
+            "id": f"resp_{number}",
+            "created_at": number,
+            "output": [
+                {"type": "reasoning", "id": f"rs_{number}"},
+                {
+                    "type": "message",
+                    "id": f"msg_{number}",
+                    "content": [{"type": "output_text", "text": "hi"}],
+                },
+                {"type": "function_call", "id": f"fc_{number}", "call_id": f"call_{number}", "name": "f"},
+            ],
+            "usage": {
+                "input_tokens": 3,
+                "input_tokens_details": {"cached_tokens": number, "cached_tokens_per_turn": [number]},
+            },
+        }
+
+    first, second = (answer_line("a1", "id", made(number)) for number in (1, 2))
+    assert first == second
+    body = json.loads(first)["response"]["body"]
+    assert [item["id"] for item in body["output"]] == ["rs_a1_0", "msg_a1_1", "fc_a1_2"]
+    assert body["output"][2]["call_id"] == "call_a1_2"
 
 
 def test_a_batch_never_streams():

@@ -32,7 +32,7 @@ def test_the_output_is_named_by_a_field_by_metadata_or_by_the_input():
         {},
         {"input_file_id": 5},
         {**SOURCE, "output": ["a"]},
-        {**SOURCE, "endpoint": "/v1/responses"},
+        {**SOURCE, "endpoint": "/v1/audio/speech"},
         {**SOURCE, "endpoint": {"a": 1}},
         {**SOURCE, "metadata": "text"},
         {**SOURCE, "metadata": ["a"]},

@@ -18,16 +18,19 @@ from typing import Any
 
 import orjson
 
-from airflow_arcadia.batch.openai_format import Request, RowError
+from airflow_arcadia.batch.openai_format import Request, RowError, content_of
 from airflow_arcadia.batch.storage import sync
 
 LENGTHS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384, 32768)
 """Bytes of text at which beginnings are compared. Two hashes out of 65,536 that collide cost a cache hit."""
 
-_KEY = struct.Struct(f">B{len(LENGTHS)}HI")
-"""Length class, a hash per length, row number: sorts as bytes."""
+_KEY = struct.Struct(f">HB{len(LENGTHS)}HI")
+"""Hash of the model, length class, a hash per length, row number: sorts as bytes.
+
+The model comes first: an engine has few adapters loaded at a time, and each is to be loaded once."""
 _RUN_ROWS = 16384
 """Rows sorted in memory at once: about 2 MiB."""
+_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _UNKNOWN_LENGTH = 0
 """Class of rows without a limit, which may run longest."""
 
@@ -36,7 +39,7 @@ def sort_key(request: Request | RowError, row: int) -> bytes:
     """The row's key: rows are sent in the order of their keys."""
     if isinstance(request, RowError):
         # It is not sent at all, so it comes last.
-        return _KEY.pack(255, *[0] * len(LENGTHS), row)
+        return _KEY.pack(0xFFFF, 255, *[0] * len(LENGTHS), row)
     text = _text(request.body)
     hashes = [0] * len(LENGTHS)
     crc = begin = 0
@@ -46,7 +49,8 @@ def sort_key(request: Request | RowError, row: int) -> bytes:
         if end >= len(text):
             break
         begin = end
-    return _KEY.pack(_length_class(request.body), *hashes, row)
+    model = zlib.crc32(str(request.body["model"]).encode()) % 0xFFFF
+    return _KEY.pack(model, _length_class(request.body), *hashes, row)
 
 
 def write_order(rows: int, parse: Callable[[int], Request | RowError], path: Path) -> None:
@@ -105,7 +109,7 @@ def _read_run(descriptor: int, begin: int, end: int) -> Iterator[bytes]:
 
 def _text(body: Mapping[str, Any]) -> bytes:
     """What the engine's cache sees, as far as it matters: the model, tools, then the prompt."""
-    content = body.get("messages") or body.get("prompt") or body.get("input")
+    content = content_of(body)
     prefix = f"{body['model']}\0".encode()
     if tools := body.get("tools"):
         prefix += orjson.dumps(tools)
@@ -114,7 +118,7 @@ def _text(body: Mapping[str, Any]) -> bytes:
 
 def _length_class(body: Mapping[str, Any]) -> int:
     """Smaller for rows that may generate more: classes are powers of two, so that prefixes stay together."""
-    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    limit = next((body[key] for key in _LIMITS if body.get(key)), None)
     if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
         return _UNKNOWN_LENGTH
     return max(1, 64 - limit.bit_length())

@@ -21,6 +21,7 @@ from airflow_arcadia.batch.openai_format import (
     kind_of,
     url_and_body,
 )
+from airflow_arcadia.batch.response_schema import add_format, check_schema
 from airflow_arcadia.batch.spec import NO_ROW_SENT, BatchSpec
 from airflow_arcadia.exceptions import BatchInputError
 
@@ -35,7 +36,7 @@ class Shape:
 
     :param model: for rows that name none.
 
-    Raises :class:`BatchInputError` for a template that is not valid.
+    Raises :class:`BatchInputError` for a template or a schema that is not valid.
     """
 
     def __init__(self, spec: BatchSpec, model: str) -> None:
@@ -43,6 +44,9 @@ class Shape:
         self._column, self._as_chat = spec.prompt_column, spec.prompt_as == "chat"
         self._columns = tuple(spec.columns_as_parameters)
         self._table = is_table(spec)
+        self._response_schema = spec.response_schema
+        if spec.response_schema is not None:
+            check_schema(spec.response_schema)
         self._template = _compile(spec.prompt_template)
         self._read_by_template = self._template.names if self._template is not None else frozenset()
 
@@ -58,6 +62,7 @@ class Shape:
             url, body = url_and_body(self._adapt(found))
             check_content(url, body)
             whole = complete_body(url, body, self._model, self._parameters)
+            add_format(url, whole, self._response_schema)
             if line.count(b"[") + line.count(b"{") > _SUSPICIOUS_DEPTH:
                 _check_depth(whole)
         except BadRow as bad:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import orjson
 
@@ -26,7 +27,15 @@ class Identity:
     def of(cls, spec: BatchSpec, digest: str, model: str) -> Identity:
         """The identity of a spec with the digest of its input."""
         columns = list(spec.columns_as_parameters)
-        shape = [spec.prompt_column, spec.prompt_template, spec.prompt_as, spec.input_format, columns]
+        shape: list[Any] = [
+            spec.prompt_column,
+            spec.prompt_template,
+            spec.prompt_as,
+            spec.input_format,
+            columns,
+        ]
+        if spec.response_schema is not None:
+            shape.append(dict(spec.response_schema))
         text = orjson.dumps([dict(spec.parameters), shape], option=orjson.OPT_SORT_KEYS)
         limit = "" if spec.limit is None else f"-{spec.limit}"
         return cls(f"{digest}{limit}", model, hashlib.blake2b(text, digest_size=16).hexdigest())

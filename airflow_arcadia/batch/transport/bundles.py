@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from airflow_arcadia.batch.openai_format import CHAT, COMPLETIONS, EMBEDDINGS
+from airflow_arcadia.batch.openai_format import URLS as ROW_URLS
 from airflow_arcadia.batch.transport.http_client import (
     MAX_ANSWER_BYTES,
     AnswerTimeout,
@@ -26,7 +26,7 @@ from airflow_arcadia.batch.transport.http_client import (
 )
 
 PATH = "/v1/arcadia/bundle"
-URLS = frozenset({CHAT, COMPLETIONS, EMBEDDINGS})
+URLS = frozenset(ROW_URLS)
 """What a row may ask for."""
 
 GATHER_S = 0.003

@@ -20,10 +20,11 @@ async def served_model(clients: Iterable[Client]) -> str | None:
     for client in clients:
         try:
             response = await asyncio.wait_for(client.get("/v1/models"), _TIMEOUT_S)
-            models = [str(model["id"]) for model in orjson.loads(response.body)["data"]]
+            listed = orjson.loads(response.body)["data"]
+            models = [str(model["id"]) for model in listed if not model.get("parent")]
         except (ConnectionLost, AnswerTimeout, BadAnswer, asyncio.TimeoutError) as error:
             log.info("An endpoint does not list its models: %s", error)
-        except (orjson.JSONDecodeError, KeyError, TypeError):
+        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
             log.info("An endpoint answered HTTP %s instead of its models", response.status)
         else:
             return models[0] if len(models) == 1 else None

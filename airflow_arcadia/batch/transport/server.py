@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from airflow_arcadia.batch.openai_format import CHAT, COMPLETIONS, EMBEDDINGS
+from airflow_arcadia.batch.openai_format import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RESPONSES, SCORE
 from airflow_arcadia.batch.retry_policy import Failure, Verdict, connection_lost, judge
 from airflow_arcadia.batch.spec import Endpoint
 from airflow_arcadia.batch.supervision import end_tasks, supervised
@@ -29,6 +29,14 @@ log = logging.getLogger(__name__)
 _PROBE_TIMEOUT = 5.0
 _PROBE_FIRST, _PROBE_LONGEST = 0.1, 2.0
 """Seconds between two probes of an endpoint that is down: doubling from the first to the longest."""
+_SMALLEST: dict[str, dict[str, Any]] = {
+    CHAT: {"messages": [{"role": "user", "content": "1"}], "max_tokens": 1},
+    EMBEDDINGS: {"input": "1"},
+    RESPONSES: {"input": "1", "max_output_tokens": 1, "store": False},
+    SCORE: {"queries": "1", "documents": "1"},
+    RERANK: {"query": "1", "documents": ["1"]},
+}
+"""URL → the smallest request there is; a completion for all others."""
 _LONGEST_PAUSE = 30.0
 """Most seconds between two tries of an endpoint that limits the rate and does not say when to come back."""
 
@@ -61,6 +69,8 @@ class Server:
         self.model = ""
         """The batch's, empty while it is not known."""
         self.models: list[str] = []
+        self.bases: list[str] = []
+        """Those of its models that are not adapters of another one."""
         self.up = False
         self.why_down = "it was not reached yet"
         self.refusal: BatchInputError | None = None
@@ -206,8 +216,10 @@ class Server:
             message = f"it refuses the API key (HTTP {response.status})"
             return Failure(Verdict.JOB, "unauthorized", message)
         try:
-            self.models = [str(model["id"]) for model in orjson.loads(response.body)["data"]]
-        except (orjson.JSONDecodeError, KeyError, TypeError):
+            listed = orjson.loads(response.body)["data"]
+            self.models = [str(model["id"]) for model in listed]
+            self.bases = [str(model["id"]) for model in listed if not model.get("parent")]
+        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
             message = f"it answered HTTP {response.status} instead of its models"
             return Failure(Verdict.ENDPOINT, "server_error", message)
         if self.model and self.model not in self.models:
@@ -235,13 +247,13 @@ class Server:
 
 def the_only_model(server: Server) -> str:
     """The model for a batch that names none. Raises :class:`BatchInputError` unless it serves just one."""
-    if len(server.models) != 1:
+    if len(server.bases) != 1:
         raise BatchInputError(
             f"{server.url} serves {', '.join(server.models) or 'no model'}, and the batch names none.",
             what_to_do="Set model to one of them.",
             still_running="No row was sent.",
         )
-    return server.models[0]
+    return server.bases[0]
 
 
 def refused(url: str, reason: str) -> BatchInputError:
@@ -265,8 +277,4 @@ def unreachable(servers: Sequence[Server], seconds: float) -> BatchError:
 
 def _one_token(url: str, model: str) -> dict[str, Any]:
     """The smallest request there is."""
-    if url == CHAT:
-        return {"model": model, "messages": [{"role": "user", "content": "1"}], "max_tokens": 1}
-    if url == EMBEDDINGS:
-        return {"model": model, "input": "1"}
-    return {"model": model, "prompt": "1", "max_tokens": 1}
+    return {"model": model, **_SMALLEST.get(url, {"prompt": "1", "max_tokens": 1})}

@@ -52,6 +52,17 @@ def test_another_model_is_another_cache(tmp_path: Path):
     assert len({row % 2 for row in order[:5]}) == 1
 
 
+def test_rows_of_one_adapter_are_together_whatever_they_say_and_however_long_they_may_run(tmp_path: Path):
+    """An engine has few adapters loaded at a time: each change of them costs."""
+    rng = random.Random(2)
+    rows = [
+        request("".join(rng.choices("abcdef ", k=60)), model=f"adapter-{row % 3}", max_tokens=2 ** (row % 9))
+        for row in range(90)
+    ]
+    order = order_of(rows, tmp_path / "order")
+    assert sum(1 for one, other in pairwise(order) if one % 3 != other % 3) == 2
+
+
 def test_more_rows_than_are_sorted_at_once_come_out_whole(tmp_path: Path):
     rows = [request(f"{row % 97} " * 20) for row in range(70_000)]
     order = order_of(rows, tmp_path / "order")
