@@ -92,6 +92,9 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "sensors": modules("sensors", "worker", "ray_cluster"),
         "triggers": modules("triggers", "worker", "batch"),
+        "task-decorators": [
+            {"name": "arcadia_batch", "class-name": "airflow_arcadia.decorators.batch.arcadia_batch_task"}
+        ],
         "connection-types": [
             {
                 "connection-type": "arcadia",
