@@ -16,7 +16,7 @@ from airflow_arcadia.readiness import Observation, ProcessObservation
 from airflow_arcadia.worker import RayConnection, WorkerHandle, WorkerStatus
 
 _ATTEMPTS = 20
-_TURN_POLL_S = 0.5
+_TURN_POLL_S = 1.0
 _BUSY_POLL_S = 0.5
 BUSY_WAIT_S = 5.0
 """How long the last run of a worker waits for requests that are still running to end."""
@@ -126,15 +126,15 @@ class WarmWorkers:
         if name is None:
             return None
         while True:
-            held = self._leases.update(name, lambda found: warm.take_launch(found, run.name, self._clock()))
-            if held.released or held.warm is None:
+            held = self._taken(name, run.name)
+            if held is None or held.released:
                 raise LeaseError(
                     f"The warm worker of lease {name} was ended after this run had claimed it.",
                     what_to_do="Clear the run from its reserve task.",
                 )
             if warm.launched(held) or warm.may_launch(held, run.name):
                 return Turn(held, not warm.launched(held), warm.keep_of(run))
-            if held.warm.launcher != said:
+            if held.warm is not None and held.warm.launcher != said:
                 said = held.warm.launcher
                 say(f"The run of lease {said} launches the worker that both use; waiting for that.")
             time.sleep(_TURN_POLL_S)
@@ -158,6 +158,13 @@ class WarmWorkers:
             for lease in self._leases.warm()
             if lease.warm is not None and any(use.user == run for use in lease.warm.uses)
         ]
+
+    def _taken(self, name: str, user: str) -> Lease | None:
+        """The worker's lease, with the launch taken by that run where it may; None when there is none."""
+        held = self._leases.read(name)
+        if held is None or warm.take_launch(held, user, self._clock()) == held:
+            return held  # what is only read may be read often
+        return self._leases.update(name, lambda found: warm.take_launch(found, user, self._clock()))
 
     def _adopted(self, known: Sequence[Lease], run: Lease, keep_s: float, unfit: set[str]) -> Lease | None:
         for lease in known:

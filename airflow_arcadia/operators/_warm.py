@@ -43,7 +43,7 @@ _CLUSTER = {item.name for item in fields(_Cluster)}
 _LAUNCH = {item.name for item in fields(LaunchRequest)} - {"lease", "ray", "index"}
 
 
-def check_keep_warm(keep_warm: KeepWarm, worker: Mapping[str, Any] | None) -> None:
+def check_keep_warm(keep_warm: KeepWarm, worker: object) -> None:
     """Check what is known when the DAG is parsed. Raises :class:`ArcadiaConfigError`."""
     later = not isinstance(keep_warm, timedelta) and is_rendered_later(keep_warm)
     if not later and parse_keep_warm(keep_warm) == 0:

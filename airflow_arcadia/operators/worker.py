@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
@@ -23,12 +23,37 @@ from airflow_arcadia.operators._requirements import optional, require_lease
 from airflow_arcadia.operators._scope import FAILED, SUCCESS, failed_first, run_is_failed, run_marked
 from airflow_arcadia.operators._warm import check_keep_warm, warm_request, warm_turn
 from airflow_arcadia.preflight import require_model
+from airflow_arcadia.ray_cluster.kuberay.settings import KubeRayOptions
 from airflow_arcadia.validation import Seconds, is_rendered_later, parse
 from airflow_arcadia.warm import KeepWarm, parse_keep_warm
 from airflow_arcadia.worker import DEFAULT_STARTUP_TIMEOUT_S, EngineOptions, RayConnection
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+
+class WarmWorkerOptions(TypedDict, total=False):
+    """What a warm worker is made from: runs for which all of this is equal share one.
+
+    The keys are parameters of ``ArcadiaProvisionRayClusterOperator`` and ``ArcadiaLaunchWorkerOperator``, and
+    mean the same. Every value may be a template.
+    """
+
+    model: str | Mapping[str, Any]
+    num_gpus: int | str
+    num_workers: int | str
+    ray_cluster: int | str
+    create: str
+    ray_cluster_spec: KubeRayOptions | None
+    served_model_name: str
+    launcher: str | None
+    engine: EngineOptions | None
+    pod: PodOptions | None
+    custom_resource: ArcadiaWorkerOptions | None
+    port: int | str
+    startup_timeout: float | str
+    storage_conn_id: str | None
+    additional_envs: Mapping[str, str] | None
 
 
 class ArcadiaReserveWorkerOperator(BaseOperator):
@@ -43,7 +68,8 @@ class ArcadiaReserveWorkerOperator(BaseOperator):
     :param keep_warm: how long the worker stays for other runs after the last one that used it: ``"30m"``,
         seconds or a timedelta, 15 s to 24 h. A run finds it by an equal ``worker`` and connection.
     :param worker: with ``keep_warm``, all that the worker is made from: the parameters that
-        ``ArcadiaProvisionRayClusterOperator`` and ``ArcadiaLaunchWorkerOperator`` get, by their names.
+        ``ArcadiaProvisionRayClusterOperator`` and ``ArcadiaLaunchWorkerOperator`` get, keys of
+        :class:`WarmWorkerOptions`.
     :param arcadia_conn_id: connection of type ``arcadia``.
     """
 
@@ -57,7 +83,7 @@ class ArcadiaReserveWorkerOperator(BaseOperator):
         group: str = "worker",
         lease_duration: float | str = DEFAULT_DURATION_S,
         keep_warm: KeepWarm = None,
-        worker: Mapping[str, Any] | None = None,
+        worker: WarmWorkerOptions | None = None,
         arcadia_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:

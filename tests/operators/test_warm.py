@@ -22,12 +22,13 @@ from airflow_arcadia.hooks.arcadia import ArcadiaHook
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.operators._launcher import LaunchRequest
-from airflow_arcadia.operators._warm import warm_request
+from airflow_arcadia.operators._warm import _CLUSTER, _LAUNCH, warm_request
 from airflow_arcadia.operators.ray_cluster import ArcadiaProvisionRayClusterOperator
 from airflow_arcadia.operators.worker import (
     ArcadiaLaunchWorkerOperator,
     ArcadiaReserveWorkerOperator,
     ArcadiaTeardownWorkerOperator,
+    WarmWorkerOptions,
 )
 from airflow_arcadia.ports import free_port
 from airflow_arcadia.processes import find_marked
@@ -258,6 +259,10 @@ def test_runs_with_the_same_worker_have_the_same_key_however_it_was_written():
 )
 def test_another_worker_has_another_key(other: dict[str, Any]):
     assert request(**other).key != request().key
+
+
+def test_every_key_of_the_public_type_is_taken():
+    assert WarmWorkerOptions.__annotations__.keys() == _LAUNCH | _CLUSTER
 
 
 def test_another_connection_or_api_key_is_another_worker(monkeypatch: pytest.MonkeyPatch):
