@@ -11,23 +11,15 @@ import asyncio
 import json
 import logging
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import aiohttp
 
 from airflow_arcadia.exceptions import ArcadiaError
 from airflow_arcadia.kubernetes.api import KubernetesApi, Session
-from airflow_arcadia.kubernetes.kinds import (
-    LEASE_LABEL,
-    MANAGED_BY,
-    MANAGER,
-    POD,
-    WORKER_LABEL,
-    Object,
-    selector,
-)
+from airflow_arcadia.kubernetes.kinds import LEASE_LABEL, POD, WORKER_LABEL, Object
 from airflow_arcadia.kubernetes.leases import change_lease
 from airflow_arcadia.launchers.reaper import Held
 from airflow_arcadia.lease import Lease
@@ -59,7 +51,7 @@ class BatchRenewal:
         due = [item.lease for item in held if item.lease is not None and is_due(item.lease, now)]
         if not due:
             return list(held)
-        renewed = self._api.run(lambda session: _renewed(session, due, now))
+        renewed = self._api.run(lambda session: _renewed(session, due))
         return [replace(item, lease=renewed.get(item.name, item.lease)) for item in held]
 
 
@@ -68,18 +60,41 @@ def is_due(lease: Lease, now: float) -> bool:
     return not lease.released and now >= lease.last_renewed_at + lease.renewal_interval_s
 
 
-def progressed_at(answers: Sequence[object], now: float) -> float | None:
-    """When a batch got further for the last time, by what the lease's workers answered; None when none did.
+def progressed_at(answer: object, asked_at: float) -> float | None:
+    """When a batch in a worker got further for the last time, or somewhat before; None when none did.
 
-    :param answers: the JSON of their status; anything a model's code may answer.
+    :param answer: the JSON of the worker's status; anything a model's code may answer.
+    :param asked_at: when it was asked, seconds since the epoch.
     """
-    ages = [answer.get(PROGRESS_AGE) for answer in answers if isinstance(answer, Mapping)]
-    known = [
-        float(age)
-        for age in ages
-        if isinstance(age, (int, float)) and not isinstance(age, bool) and math.isfinite(age) and age >= 0
-    ]
-    return now - min(known) if known else None
+    age = answer.get(PROGRESS_AGE) if isinstance(answer, Mapping) else None
+    if isinstance(age, bool) or not isinstance(age, (int, float)) or not math.isfinite(age) or age < 0:
+        return None
+    return asked_at - age
+
+
+def renews(lease: Lease, moment: float | None) -> bool:
+    """Whether progress at ``moment`` renews the lease.
+
+    The same progress, told of by a slower answer, must not renew it once more.
+    """
+    return moment is not None and moment > lease.last_renewed_at + 2 * _ASK_S
+
+
+def lease_of(pod: Object, leases: Sequence[Lease]) -> str | None:
+    """Name of the lease that the worker in the pod serves under; None for another pod.
+
+    A pod of ours carries its lease's label. One that Arcadia's operator made carries its Worker's name alone,
+    and the lease says which Workers are its own.
+    """
+    labels = pod["metadata"].get("labels") or {}
+    for lease in leases:
+        if LEASE_LABEL in labels:
+            mine = labels[LEASE_LABEL] == lease.name
+        else:
+            mine = labels.get(WORKER_LABEL, "") in {item.where.get("worker") for item in lease.owned}
+        if mine:
+            return lease.name
+    return None
 
 
 def status_url(pod: Object) -> str | None:
@@ -93,22 +108,21 @@ def status_url(pod: Object) -> str | None:
     return f"http://{host}:{port}{STATUS_PATH}"
 
 
-async def _renewed(session: Session, due: Sequence[Lease], now: float) -> dict[str, Lease]:
+async def _renewed(session: Session, due: Sequence[Lease]) -> dict[str, Lease]:
     """Those of the leases that were renewed, by name."""
     urls: dict[str, list[str]] = {lease.name: [] for lease in due}
-    for pod in await session.find(POD, selector({MANAGED_BY: MANAGER})):
-        labels = pod["metadata"].get("labels") or {}
-        url = status_url(pod) if WORKER_LABEL in labels else None
-        if url is not None and labels.get(LEASE_LABEL) in urls:
-            urls[labels[LEASE_LABEL]].append(url)
+    for pod in await session.find(POD, WORKER_LABEL):
+        name, url = lease_of(pod, due), status_url(pod)
+        if name is not None and url is not None:
+            urls[name].append(url)
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_ASK_S)) as client:
-        answers = await asyncio.gather(
+        moments = await asyncio.gather(
             *(asyncio.gather(*(_ask(client, url) for url in urls[lease.name])) for lease in due)
         )
     found: dict[str, Lease] = {}
-    for lease, told in zip(due, answers, strict=True):
-        moment = progressed_at(told, now)
-        if moment is None or moment <= lease.last_renewed_at:
+    for lease, told in zip(due, moments, strict=True):
+        moment = max((moment for moment in told if moment is not None), default=None)
+        if moment is None or not renews(lease, moment):
             continue
         # Whose batch gets further in a warm worker is not known: it is renewed for all who use it.
         for name in [lease.name, *(use.user for use in (lease.warm.uses if lease.warm else ()))]:
@@ -125,11 +139,12 @@ async def _renew(session: Session, name: str, moment: float) -> Lease:
     return renewed
 
 
-async def _ask(client: aiohttp.ClientSession, url: str) -> Any:
-    """What the worker tells; None when it does not."""
+async def _ask(client: aiohttp.ClientSession, url: str) -> float | None:
+    """When the worker's batch got further; None when it does not tell."""
+    asked_at = time.time()
     try:
         async with client.post(url, json={}, allow_redirects=False) as response:
             body = await response.content.read(_LONGEST_ANSWER)
-            return json.loads(body) if response.status == 200 else None
+            return progressed_at(json.loads(body), asked_at) if response.status == 200 else None
     except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError, RecursionError):
         return None

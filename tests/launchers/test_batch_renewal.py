@@ -7,8 +7,16 @@ from typing import Any
 
 import pytest
 
-from airflow_arcadia.launchers.batch_renewal import PROGRESS_AGE, is_due, progressed_at, status_url
-from airflow_arcadia.lease import Identity, Lease, Use, Warm
+from airflow_arcadia.kubernetes.kinds import LEASE_LABEL, WORKER_LABEL
+from airflow_arcadia.launchers.batch_renewal import (
+    PROGRESS_AGE,
+    is_due,
+    lease_of,
+    progressed_at,
+    renews,
+    status_url,
+)
+from airflow_arcadia.lease import Identity, Lease, Owned, Use, Warm
 
 NOW = 1_000_000.0
 LEASE = Lease("l", Identity("d", "r", "g"), NOW, NOW, 60.0)
@@ -27,19 +35,42 @@ def test_a_shared_worker_is_asked_for_the_run_that_is_late_although_another_rene
     assert is_due(lease, NOW + 20)
 
 
-def test_the_last_progress_of_any_worker_counts():
-    assert progressed_at([{PROGRESS_AGE: 30.0}, None, {PROGRESS_AGE: 4}], NOW) == NOW - 4
-    assert progressed_at([{PROGRESS_AGE: None}, None], NOW) is None
-    assert progressed_at([], NOW) is None
+def test_progress_counts_from_when_the_worker_was_asked():
+    assert progressed_at({PROGRESS_AGE: 4}, NOW) == NOW - 4
+    assert progressed_at({PROGRESS_AGE: None}, NOW) is None
 
 
 @pytest.mark.parametrize(
     "answer",
-    [[], "text", 5, {}, {PROGRESS_AGE: True}, {PROGRESS_AGE: "1"}, {PROGRESS_AGE: -5.0}]
+    [None, [], "text", 5, {}, {PROGRESS_AGE: True}, {PROGRESS_AGE: "1"}, {PROGRESS_AGE: -5.0}]
     + [{PROGRESS_AGE: float(text)} for text in ("nan", "inf", "-inf")],
 )
-def test_an_answer_of_another_shape_renews_nothing(answer: Any):
-    assert progressed_at([answer], NOW) is None
+def test_an_answer_of_another_shape_is_no_progress(answer: Any):
+    assert progressed_at(answer, NOW) is None
+
+
+def test_progress_after_the_last_renewal_renews_once_however_late_the_answers_come():
+    assert renews(LEASE, NOW + 20)
+    renewed = LEASE.renew(NOW + 20)
+    for later in (0.0, 0.5, 2.4):
+        assert not renews(renewed, NOW + 20 + later), "the same progress, by another answer"
+    assert renews(renewed, NOW + 30)
+    assert not renews(LEASE, None)
+
+
+def test_a_pod_is_that_of_the_lease_it_carries_or_whose_worker_it_serves():
+    worker = Owned("worker", "l", "custom_resource", {"worker": "theirs"})
+    leases = [replace(LEASE, name="other"), replace(LEASE, owned=(worker,))]
+
+    def found(**labels: str) -> str | None:
+        keys = {"lease": LEASE_LABEL, "worker": WORKER_LABEL}
+        return lease_of({"metadata": {"labels": {keys[k]: v for k, v in labels.items()}}}, leases)
+
+    assert found(lease="l", worker="x") == "l"
+    assert found(lease="another-run", worker="theirs") is None
+    assert found(worker="theirs") == "l"
+    assert found(worker="somebody-elses") is None
+    assert found() is None
 
 
 def test_a_worker_is_asked_at_its_pods_address():

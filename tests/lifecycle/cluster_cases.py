@@ -21,15 +21,6 @@ from tests.lifecycle.stage import Run, Stage, wait
 LAUNCHERS = ("pod", "resource", "ray")
 OF_THIS_MACHINE = ("lease.*", "warm.lease_*", "real.*", "dag.*")
 """Cases that change a lease's file, have the real engine, or change a DAG's file."""
-ONLY_WITH_A_KEY = (
-    "*_worker",
-    "success.worker",
-    "worker.supervisor_deferred",
-    "timeout.execution_batch",
-    "timeout.dagrun_deferred",
-    "triggerer.*batch",
-)
-"""A batch in the worker: Arcadia's Worker asks for no API key, and so takes none."""
 RESTARTED_IN_PLACE = ("kill.ready", "worker.supervisor_loading", "warm.kill_server_loading", "clear.failed_*")
 """Arcadia's pods start a container again that ends: the model is loaded once more."""
 NOT_OF_THE_LAUNCHER = ("api_server.*", "scheduler.restarted_*", "scheduler.gone_*")
@@ -148,14 +139,14 @@ def _own(launcher: str) -> list[Case]:
         Case("node.lost_batch", truth="failed", **lost, **BATCH),
         Case("node.lost_for_long_batch", truth="failed", **long, **BATCH),
     ]
+    found += [
+        Case("api.away_batch_worker", truth="success", rows=200, **away, **BATCH_IN_WORKER),
+        Case("node.lost_batch_worker", truth="failed", **lost, **BATCH_IN_WORKER),
+    ]
     if launcher == "resource":
         found.append(Case("resource.deleted", truth="failed", event=delete(WORKER), **at("batch")))
     if launcher == "pod":
-        found += [
-            Case("pod.deleted_loading", truth="failed", event=delete(POD), **at("ready")),
-            Case("api.away_batch_worker", truth="success", rows=200, **away, **BATCH_IN_WORKER),
-            Case("node.lost_batch_worker", truth="failed", **lost, **BATCH_IN_WORKER),
-        ]
+        found.append(Case("pod.deleted_loading", truth="failed", event=delete(POD), **at("ready")))
     return found
 
 
@@ -173,7 +164,7 @@ def _of(launcher: str, case: Case) -> Case | None:
     """The case with that launcher; None where it means nothing there."""
     excluded: Sequence[str] = ()
     if launcher == "resource":
-        excluded = [*ONLY_WITH_A_KEY, *RESTARTED_IN_PLACE, *NOT_OF_THE_LAUNCHER]
+        excluded = [*RESTARTED_IN_PLACE, *NOT_OF_THE_LAUNCHER]
     if _matches(case.name, excluded) or (launcher == "ray" and case.name not in RAY):
         return None
     truth, rows = case.truth, case.rows

@@ -172,9 +172,9 @@ SPECS: dict[str, dict[str, Any]] = {
 """Name without a prefix → arguments of :func:`make`."""
 
 
-def make_all(prefix: str = "", **more: Any) -> list[DAG]:
-    """All DAGs, their names beginning with ``prefix``.
+def make_all(prefix: str = "", *names: str, **more: Any) -> list[DAG]:
+    """All DAGs, or those of these names, which then begin with ``prefix``.
 
     :param more: further arguments of :func:`make`.
     """
-    return [make(prefix + name, **arguments, **more) for name, arguments in SPECS.items()]
+    return [make(prefix + name, **SPECS[name], **more) for name in names or SPECS]

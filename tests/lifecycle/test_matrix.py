@@ -10,8 +10,8 @@ import pytest
 from tests.lifecycle.cases import AIRFLOW_GONE, ALL_OF_AIRFLOW, CASES
 from tests.lifecycle.cluster_cases import CASES as CLUSTER_CASES
 from tests.lifecycle.cluster_cases import LAUNCHERS
+from tests.lifecycle.cluster_dags import pods, rays, resources
 from tests.lifecycle.cluster_stage import cluster_stage
-from tests.lifecycle.dag_maker import SPECS
 from tests.lifecycle.dags import deletable, lifecycle, real_engine
 from tests.lifecycle.matrix import (
     HEADER,
@@ -36,8 +36,7 @@ def test_after_representative_events_nothing_is_left_and_the_runs_state_is_true(
     assert len(results) == len(cases) > 3
 
 
-@pytest.mark.e2e
-@pytest.mark.cluster
+@pytest.mark.airflow
 @pytest.mark.timeout(600)
 def test_after_representative_events_nothing_is_left_in_a_cluster_and_the_runs_state_is_true(tmp_path: Path):
     cases = [case for case in CLUSTER_CASES if case.representative]
@@ -71,7 +70,8 @@ def test_the_cases_have_different_names_and_dags_that_are_there():
 def test_so_do_the_cases_in_a_cluster():
     names = [case.name for case in CLUSTER_CASES]
     assert len(names) == len(set(names))
-    assert {case.dag.partition("_")[2] for case in CLUSTER_CASES} <= set(SPECS)
+    dags = [*pods.DAGS, *resources.DAGS, *rays.DAGS]
+    assert {f"life_{case.dag}" for case in CLUSTER_CASES} <= {dag.dag_id for dag in dags}
     assert {case.name.partition(".")[0] for case in CLUSTER_CASES} == set(LAUNCHERS)
     assert all(case.in_cluster for case in CLUSTER_CASES)
 

@@ -10,6 +10,17 @@ GROUP = {
     "create": "if_missing",
     "ray_cluster_spec": RAY_CLUSTER,
 }
-DAGS = make_all("ray_", group=GROUP)
+NAMES = (
+    "quick",
+    "task",
+    "timeout",
+    "short_lease",
+    "lapsing",
+    "lapsing_quick",
+    "warm_quick",
+    "held_loading",
+    "held_batch",
+)
+DAGS = make_all("ray_", *NAMES, group=GROUP)
 for made in DAGS:
     globals()[made.dag_id] = made
