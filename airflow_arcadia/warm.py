@@ -167,9 +167,10 @@ def give_back(lease: Lease, user: str, now: float, *, keep: bool) -> Lease:
     return _settled(_replaced(lease, uses=left, kept_until=kept_until), now)
 
 
-def abandon(lease: Lease, now: float) -> Lease:
-    """The lease as released, unless a run holds it: its worker is not fit for any."""
-    return lease if others(lease, "", now) else lease.release()
+def abandon(lease: Lease, user: str, now: float) -> Lease:
+    """Without that run's use, and released unless another run holds it: its worker is not fit for any."""
+    left = _replaced(lease, uses=tuple(use for use in _warm(lease).uses if use.user != user))
+    return _settled(left, now) if others(lease, user, now) else left.release()
 
 
 def launched(lease: Lease) -> bool:
@@ -198,9 +199,10 @@ def record_handle(lease: Lease, name: str, handle: Mapping[str, Any]) -> Lease:
     return _replaced(lease, handles={**_warm(lease).handles, name: dict(handle)})
 
 
-def recorded_use(name: str, keep_s: float) -> Owned:
-    """How a run's lease records the lease ``name`` that it uses."""
-    return Owned(WARM, name, WARM, {"keep_s": keep_s})
+def record_use(run: Lease, name: str, keep_s: float) -> Lease:
+    """The run's lease with the lease ``name`` of the warm worker that it uses, in place of an earlier one."""
+    others_owned = tuple(item for item in run.owned if item.kind != WARM)
+    return dataclasses.replace(run, owned=others_owned).record(Owned(WARM, name, WARM, {"keep_s": keep_s}))
 
 
 def keep_of(run: Lease) -> float:

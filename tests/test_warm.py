@@ -23,7 +23,7 @@ HANDLE = {"name": "w"}
 
 def run(name: str, now: float = T0, duration_s: float = DURATION_S, keep_s: float = KEEP_S) -> Lease:
     who = Identity("dag", name, "worker")
-    return Lease(name, who, now, now, duration_s).record(warm.recorded_use("w", keep_s))
+    return warm.record_use(Lease(name, who, now, now, duration_s), "w", keep_s)
 
 
 def new(user: str = "a", now: float = T0) -> Lease:
@@ -178,8 +178,16 @@ def test_a_released_lease_is_neither_adopted_nor_renewed():
 
 
 def test_a_worker_with_users_is_not_abandoned():
-    assert not warm.abandon(running("a"), T0).released
-    assert warm.abandon(warm.give_back(running("a"), "a", T0, keep=True), T0 + 1).released
+    left = warm.abandon(running("a", "b"), "b", T0)
+    assert (left.released, warm.others(left, "", T0)) == (False, ["a"])
+    assert warm.abandon(running("a"), "a", T0).released
+    assert warm.abandon(warm.give_back(running("a"), "a", T0, keep=True), "b", T0 + 1).released
+
+
+def test_a_run_records_one_worker():
+    lease = warm.record_use(run("a"), "another", KEEP_S)
+    assert lease.warm_name == "another"
+    assert len(lease.owned) == 1
 
 
 def test_who_renews_without_a_name_renews_for_all():

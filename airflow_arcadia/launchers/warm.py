@@ -109,8 +109,7 @@ class WarmWorkers:
                     continue
                 log.info("No worker to share: this run launches one, under lease %s.", held.name)
                 held = self._without_twin(held, run, request, keep_s, unfit)
-            use = warm.recorded_use(held.name, keep_s)
-            self._leases.update(run.name, lambda found, use=use: found.record(use))  # type: ignore[misc]
+            self._record(run, held, keep_s)
             return held
         raise WorkerError(
             "A warm worker could not be claimed: other runs changed its leases each time.",
@@ -172,7 +171,7 @@ class WarmWorkers:
                 continue
             if not self._is_fit(lease, run.name):
                 unfit.add(lease.name)
-                self._abandon(lease.name)
+                self._abandon(lease.name, run.name)
                 continue
             try:
                 held = self._leases.update(
@@ -184,6 +183,9 @@ class WarmWorkers:
                 log.info("This run adopts the worker of lease %s.", held.name)
                 return held
         return None
+
+    def _record(self, run: Lease, held: Lease, keep_s: float) -> None:
+        self._leases.update(run.name, lambda found: warm.record_use(found, held.name, keep_s))
 
     def _use(self, run: Lease, keep_s: float) -> Use:
         return warm.use_of(run, keep_s, self._clock())
@@ -205,11 +207,11 @@ class WarmWorkers:
                 found.append(_UNSEEN)
         return found
 
-    def _abandon(self, name: str) -> None:
+    def _abandon(self, name: str, user: str) -> None:
         """End a worker that is not fit, unless others use it."""
         log.warning("The worker of lease %s is not healthy and is not adopted.", name)
         try:
-            held = self._leases.update(name, lambda found: warm.abandon(found, self._clock()))
+            held = self._leases.update(name, lambda found: warm.abandon(found, user, self._clock()))
         except LeaseError:
             return
         if held.released and (left := self._end(name)):

@@ -168,6 +168,15 @@ def test_a_worker_that_is_not_healthy_is_not_adopted_and_ends(place: Place, sick
     assert place.ended == [first.warm_name]
 
 
+def test_a_run_that_is_cleared_when_its_own_worker_is_sick_gets_another(place: Place):
+    run = place.claim("first")
+    place.launch(run)
+    place.seen = Observation(ProcessObservation(False))
+    again = place.claim("first")
+    assert again.warm_name not in {None, run.warm_name}
+    assert place.ended == [run.warm_name]
+
+
 def test_a_dead_worker_that_others_still_use_is_left_to_them(place: Place):
     first = place.claim("first")
     place.launch(first)
