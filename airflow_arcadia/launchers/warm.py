@@ -166,7 +166,8 @@ class WarmWorkers:
         return self._leases.update(name, lambda found: warm.take_launch(found, user, self._clock()))
 
     def _adopted(self, known: Sequence[Lease], run: Lease, keep_s: float, unfit: set[str]) -> Lease | None:
-        for lease in known:
+        # The one it uses already comes first: a retry must find its own.
+        for lease in sorted(known, key=lambda one: not warm.holds(one, run.name, self._clock())):
             if lease.name in unfit or not warm.adoptable(lease, run.name, self._clock()):
                 continue
             if not self._is_fit(lease, run.name):

@@ -142,6 +142,16 @@ def test_a_claim_is_idempotent(place: Place):
     assert len(held.warm.uses) == 1
 
 
+def test_a_retry_stays_with_its_worker_although_there_is_a_later_one(place: Place):
+    first = place.claim("first")
+    place.launch(first)
+    place.seen = Observation(ProcessObservation(False))
+    later = place.claim("second")
+    place.seen = READY
+    assert later.warm_name != first.warm_name
+    assert place.claim("first").warm_name == first.warm_name
+
+
 def test_another_key_is_another_worker(place: Place):
     first = place.claim("first")
     place.launch(first)
