@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -60,9 +62,6 @@ class Listener:
 def statsd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
     """A listener that Airflow's metrics of this process go to."""
     pytest.importorskip("statsd", reason="make setup installs it")
-    from airflow.sdk.observability import stats
-    from airflow.sdk.observability.metrics import stats_utils
-
     listener = Listener()
     for name, value in {
         "STATSD_ON": "True",
@@ -71,8 +70,21 @@ def statsd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
         "STATSD_INFLUXDB_ENABLED": "True",
     }.items():
         monkeypatch.setenv(f"AIRFLOW__METRICS__{name}", value)
-    stats.initialize(factory=stats_utils.get_stats_factory(), export_legacy_names=False)
+    _initialize()
     yield listener
     monkeypatch.undo()
-    stats.initialize(factory=stats_utils.get_stats_factory(), export_legacy_names=False)
+    _initialize()
     listener.close()
+
+
+def _initialize() -> None:
+    """Read Airflow's settings of metrics, as a task's process does when it starts."""
+    from airflow.providers.common.compat.sdk import Stats
+    from airflow.sdk.observability.metrics import stats_utils
+
+    make: Any = stats_utils.get_stats_factory
+    if "export_legacy_names" in inspect.signature(Stats.initialize).parameters:
+        Stats.initialize(factory=make(), export_legacy_names=False)
+    else:  # Airflow before 3.3
+        initialize: Any = Stats.initialize
+        initialize(factory=make(Stats))
