@@ -42,6 +42,7 @@ def make_context(
     def get_task_states(*, dag_id: str, run_ids: list[str], task_ids: list[str]) -> dict[str, dict[str, str]]:
         return {run: {task: state for task, state in states.items() if task in task_ids} for run in run_ids}
 
+    pushed: dict[str, Any] = {}
     ti = SimpleNamespace(
         dag_id=dag_id,
         run_id=run_id,
@@ -49,6 +50,8 @@ def make_context(
         map_index=-1,
         try_number=try_number,
         get_task_states=get_task_states,
+        pushed=pushed,
+        xcom_push=lambda key, value: pushed.update({key: json.loads(json.dumps(value))}),
     )
     dag = SimpleNamespace(dag_id=dag_id)
     run = SimpleNamespace(conf=dict(conf or {}))

@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
+from airflow.sdk.bases.xcom import BaseXCom
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_arcadia.batch import (
@@ -34,11 +35,12 @@ from airflow_arcadia.launchers.renewal import LeaseKeeper
 from airflow_arcadia.metrics import BatchMetrics
 from airflow_arcadia.operators import _failed_rows
 from airflow_arcadia.operators._asset_events import record_answers
+from airflow_arcadia.operators._failed_rows_policy import FailedRowsPolicy
 from airflow_arcadia.operators._lineage import batch_lineage
 from airflow_arcadia.operators._requirements import optional, require_handle
 from airflow_arcadia.triggers.batch import ArcadiaBatchInferenceTrigger
 from airflow_arcadia.triggers.timeouts import deferral_timeout
-from airflow_arcadia.validation import PositiveSeconds, is_rendered_later, mapping, parse
+from airflow_arcadia.validation import PositiveSeconds, check_literals, is_rendered_later, mapping, parse
 from airflow_arcadia.worker import WorkerHandle
 
 if TYPE_CHECKING:
@@ -80,6 +82,11 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
     :param run_in: ``"task"``: this task sends the rows and holds its slot; ``"worker"``: the worker runs the
         batch itself (OpenAI's Batch API) and the task defers, so that no slot is held and a restart of
         Airflow does not touch it. Input and output are then read and written by the worker.
+    :param on_failed_rows: what becomes of the task when its finished batch has more failed rows than
+        ``failed_rows_accepted``: ``"warn"`` leaves it a success with a warning in the log, ``"fail"`` fails
+        it without a retry, ``"skip"`` skips it and the tasks that need all answers. The answers are written
+        and the summary is returned in each case; ``options={"max_failed_rows": …}`` ends a batch early.
+    :param failed_rows_accepted: how many rows may fail before that.
     :param storage_conn_id: connection to S3 (``aws``), Google Cloud Storage or Azure for input and output;
         without one, this process's own credentials. For ``run_in="worker"`` the launch needs it, too.
     :param progress_interval: seconds between two lines of progress in the log.
@@ -95,6 +102,8 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         "parameters",
         "options",
         "run_in",
+        "on_failed_rows",
+        "failed_rows_accepted",
         "storage_conn_id",
         "arcadia_conn_id",
     )
@@ -110,6 +119,8 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         parameters: Mapping[str, Any] | None = None,
         options: BatchOptions | None = None,
         run_in: str = "task",
+        on_failed_rows: str = "warn",
+        failed_rows_accepted: int | str = 0,
         storage_conn_id: str | None = None,
         progress_interval: float = 5.0,
         batch_timeout: float = DEFAULT_BATCH_TIMEOUT_S,
@@ -119,6 +130,8 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         super().__init__(**kwargs)
         self.worker = worker
         self.run_in = run_in
+        self.on_failed_rows = on_failed_rows
+        self.failed_rows_accepted = failed_rows_accepted
         self.storage_conn_id = storage_conn_id
         self.input = input
         # BaseOperator.output is the task's XCom, so the attribute cannot have the parameter's name.
@@ -136,6 +149,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         if not is_rendered_later(run_in):
             _check_run_in(run_in)
         BatchSpec.check_literals(options)
+        check_literals(FailedRowsPolicy, self._policy_values(), "")
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the batch, and return its summary."""
@@ -304,7 +318,16 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         )
         if summary.failed:
             self._warn(summary)
-        return summary.to_dict()
+        returned = summary.to_dict()
+        ended = parse(FailedRowsPolicy, self._policy_values(), "").ends_task(summary)
+        if ended is not None:
+            # An exception returns nothing, and the answers are there.
+            context["ti"].xcom_push(key=BaseXCom.XCOM_RETURN_KEY, value=returned)
+            raise ended
+        return returned
+
+    def _policy_values(self) -> dict[str, Any]:
+        return {"on_failed_rows": self.on_failed_rows, "failed_rows_accepted": self.failed_rows_accepted}
 
     def _warn(self, summary: BatchSummary) -> None:
         self.log.warning("%d of %d rows failed: %s", summary.failed, summary.rows, summary.errors)

@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+    TaskDeferred,
+)
 
 from airflow_arcadia.batch.batch_api import RemoteBatches
 from airflow_arcadia.batch.openai_format import is_answered
@@ -444,3 +449,41 @@ async def test_an_attempt_that_fails_is_counted(worker: dict[str, Any], tmp_path
     with pytest.raises(AirflowFailException, match="does not exist"):
         await answer(worker, tmp_path)
     assert statsd.read().sum("arcadia.batch.ended", outcome="failed") == 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "accepted", "ends"),
+    [
+        ("warn", 0, None),
+        ("fail", 1, None),
+        ("fail", 0, AirflowFailException),
+        ("skip", "0", AirflowSkipException),
+    ],
+)
+async def test_a_finished_batch_with_failed_rows_ends_its_task_as_was_asked_for(
+    worker: dict[str, Any],
+    tmp_path: Path,
+    engine: FakeEngine,
+    *,
+    policy: str,
+    accepted: int | str,
+    ends: type[Exception] | None,
+):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "good"}\n{"prompt": "bad"}\n')
+    engine.failing = {"bad": [400]}
+    context = make_context()
+    operator = batch(worker, tmp_path, on_failed_rows=policy, failed_rows_accepted=accepted)
+    if ends is None:
+        assert (await asyncio.to_thread(operator.execute, context))["failed"] == 1
+    else:
+        with pytest.raises(ends, match=r"1 of 2 rows failed.*the failed rows alone in .*errors\.jsonl"):
+            await asyncio.to_thread(operator.execute, context)
+        assert context["ti"].pushed["return_value"]["ok"] == 1, "the answers are there all the same"
+    assert len(rows(tmp_path)) == 2
+
+
+def test_a_policy_that_does_not_exist_is_refused_when_the_dag_is_parsed(
+    worker: dict[str, Any], tmp_path: Path
+):
+    with pytest.raises(ArcadiaConfigError, match="on_failed_rows"):
+        batch(worker, tmp_path, on_failed_rows="ignore")
