@@ -143,7 +143,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "execution_batch": {"rows": 900, "run_in": "worker", "batch": TIGHT},
     "short_lease": {"rows": 250, "lease_duration": 15},
     "short_lease_worker": {"rows": 250, "lease_duration": 15, "run_in": "worker"},
-    "long_task": dict(lease_duration=15, sleep=30, **QUICK),
+    "long_task": dict(lease_duration=15, sleep=22, **QUICK),
     "lapsing": {"rows": 600, "lease_duration": 20},
     "lapsing_worker": {"rows": 600, "lease_duration": 20, "run_in": "worker"},
     "lapsing_quick": dict(lease_duration=20, **QUICK),
