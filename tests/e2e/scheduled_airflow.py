@@ -104,6 +104,10 @@ class ScheduledAirflow:
         folder = self.home / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}" / f"task_id={task_id}"
         return "\n".join(path.read_text() for path in sorted(folder.rglob("*.log*")))
 
+    def answers(self) -> bool:
+        """Whether the API server answers; it refuses connections before it does."""
+        return self.session.get(f"{self.url}/api/v2/monitor/health", timeout=30).ok
+
     def dag_exists(self, dag_id: str) -> bool:
         return bool(self.session.get(f"{self.url}/api/v2/dags/{dag_id}", timeout=30).ok)
 

@@ -152,6 +152,8 @@ def outage(name: str, *components: str, lasting: bool = False, down_s: float = 5
     def end(stage: Stage) -> None:
         for component in components:
             stage.airflow.start_component(component)
+            if component == "api-server":
+                wait(stage.airflow.answers, 120, "the API server to answer")
 
     return Outage(name, begin, end, lasting)
 

@@ -273,6 +273,8 @@ def airflow_variables(folder: Path, extra: Mapping[str, str], parallelism: int) 
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.3",
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
+        # Airflow fails a task whose start its API server does not confirm within 5 s, asked five times.
+        "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONNECT_ARGS": "tests.lifecycle.patient_sqlite.ARGUMENTS",
     }
 
