@@ -455,7 +455,7 @@ def _real() -> list[Case]:
             "real_lapsing_worker",
             "success",
             batch_runs,
-            rows=2000,
+            rows=250,
             outage=AIRFLOW_GONE,
             freed_first=True,
             real=True,

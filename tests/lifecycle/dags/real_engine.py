@@ -18,7 +18,7 @@ BATCH: dict[str, Any] = {"parameters": {"max_tokens": 64}, "options": {}}
 DAGS = [
     make("real_quick", rows=10, batch=BATCH, group=GROUP),
     make("real", rows=20_000, batch=BATCH, group=GROUP),
-    make("real_lapsing_worker", rows=2000, lease_duration=30, run_in="worker", batch=BATCH, group=GROUP),
+    make("real_lapsing_worker", rows=250, lease_duration=30, run_in="worker", batch=BATCH, group=GROUP),
 ]
 for made in DAGS:
     globals()[made.dag_id] = made
