@@ -140,6 +140,17 @@ def test_a_worker_that_is_about_to_end_is_not_adopted(before_end_s: float, adopt
     assert warm.holds(used(idle, "b", now), "b", now) is adopted
 
 
+def test_a_run_whose_worker_has_ended_does_not_keep_it_by_asking_again():
+    lease = running("a")
+    assert warm.holds(used(lease, "a", T0 + DURATION_S - 1), "a", T0 + DURATION_S)
+    assert not warm.holds(used(lease, "a", T0 + DURATION_S), "a", T0 + DURATION_S)
+
+
+def test_a_run_that_is_killed_does_not_shorten_what_another_asked_for():
+    idle = warm.give_back(running("a"), "a", T0, keep=True)
+    assert used(idle, "killed", T0 + 1).expires_at == T0 + KEEP_S
+
+
 def test_a_worker_that_is_old_is_not_adopted_and_ends_with_its_last_run():
     old = running("a")
     now = T0 + RETIRE_AFTER_S
