@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from airflow_arcadia.operators.worker import (
         ArcadiaTeardownWorkerOperator as ArcadiaTeardownWorkerOperator,
     )
-    from airflow_arcadia.operators.worker import WarmWorkerOptions as WarmWorkerOptions
+    from airflow_arcadia.operators.worker import WarmWorkerParameters as WarmWorkerParameters
     from airflow_arcadia.ray_cluster.kuberay.settings import KubeRayOptions as KubeRayOptions
     from airflow_arcadia.sensors.ray_cluster import ArcadiaRayClusterSensor as ArcadiaRayClusterSensor
     from airflow_arcadia.sensors.worker import ArcadiaModelReadySensor as ArcadiaModelReadySensor
@@ -61,7 +61,7 @@ _PUBLIC = {
     "EngineOptions": "worker",
     "KubeRayOptions": "ray_cluster.kuberay.settings",
     "PodOptions": "launchers.pod.settings",
-    "WarmWorkerOptions": "operators.worker",
+    "WarmWorkerParameters": "operators.worker",
 }
 """Public name → module that defines it."""
 

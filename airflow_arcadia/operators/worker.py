@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 
-class WarmWorkerOptions(TypedDict, total=False):
+class WarmWorkerParameters(TypedDict, total=False):
     """What a warm worker is made from: runs for which all of this is equal share one.
 
     The keys are parameters of ``ArcadiaProvisionRayClusterOperator`` and ``ArcadiaLaunchWorkerOperator``, and
@@ -69,7 +69,7 @@ class ArcadiaReserveWorkerOperator(BaseOperator):
         seconds or a timedelta, 15 s to 24 h. A run finds it by an equal ``worker`` and connection.
     :param worker: with ``keep_warm``, all that the worker is made from: the parameters that
         ``ArcadiaProvisionRayClusterOperator`` and ``ArcadiaLaunchWorkerOperator`` get, keys of
-        :class:`WarmWorkerOptions`.
+        :class:`WarmWorkerParameters`.
     :param arcadia_conn_id: connection of type ``arcadia``.
     """
 
@@ -83,7 +83,7 @@ class ArcadiaReserveWorkerOperator(BaseOperator):
         group: str = "worker",
         lease_duration: float | str = DEFAULT_DURATION_S,
         keep_warm: KeepWarm = None,
-        worker: WarmWorkerOptions | None = None,
+        worker: WarmWorkerParameters | None = None,
         arcadia_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:

@@ -18,7 +18,7 @@ from airflow_arcadia.operators.worker import (
     ArcadiaLaunchWorkerOperator,
     ArcadiaReserveWorkerOperator,
     ArcadiaTeardownWorkerOperator,
-    WarmWorkerOptions,
+    WarmWorkerParameters,
 )
 from airflow_arcadia.ray_cluster.kuberay.settings import KubeRayOptions
 from airflow_arcadia.sensors.worker import ArcadiaModelReadySensor
@@ -122,7 +122,7 @@ class ArcadiaWorkerGroup(TaskGroup):
         self.storage_conn_id = storage_conn_id
         self.check_inputs = check_inputs
         common: dict[str, Any] = {"task_group": self, "dag": self.dag, "arcadia_conn_id": arcadia_conn_id}
-        made_from: WarmWorkerOptions = {
+        made_from: WarmWorkerParameters = {
             "model": model,
             "num_gpus": num_gpus,
             "num_workers": own.num_workers,

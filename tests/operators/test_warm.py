@@ -28,7 +28,7 @@ from airflow_arcadia.operators.worker import (
     ArcadiaLaunchWorkerOperator,
     ArcadiaReserveWorkerOperator,
     ArcadiaTeardownWorkerOperator,
-    WarmWorkerOptions,
+    WarmWorkerParameters,
 )
 from airflow_arcadia.ports import free_port
 from airflow_arcadia.processes import find_marked
@@ -262,7 +262,7 @@ def test_another_worker_has_another_key(other: dict[str, Any]):
 
 
 def test_every_key_of_the_public_type_is_taken():
-    assert WarmWorkerOptions.__annotations__.keys() == _LAUNCH | _CLUSTER
+    assert WarmWorkerParameters.__annotations__.keys() == _LAUNCH | _CLUSTER
 
 
 def test_another_connection_or_api_key_is_another_worker(monkeypatch: pytest.MonkeyPatch):
