@@ -37,6 +37,11 @@ class ArcadiaError(Exception):
         return _rebuild, (type(self), self.what, self.still_running, self.what_to_do)
 
 
+def in_lines(error: ArcadiaError) -> str:
+    """Its text with what happened, what still runs and what to do on lines of their own."""
+    return "\n".join(error.lines)
+
+
 def _rebuild(cls: type[ArcadiaError], what: str, still_running: str, what_to_do: str) -> ArcadiaError:
     return cls(what, what_to_do=what_to_do, still_running=still_running)
 

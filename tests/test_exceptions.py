@@ -15,6 +15,11 @@ def test_an_error_says_what_happened_what_runs_and_what_to_do():
     assert str(error) == "It broke. The worker runs. Repair it."
 
 
+def test_the_parts_of_an_error_can_stand_on_lines_of_their_own():
+    error = ArcadiaError("It broke.", still_running="The worker runs.", what_to_do="Repair it.\nlog line")
+    assert exceptions.in_lines(error) == "It broke.\nThe worker runs.\nRepair it.\nlog line"
+
+
 def test_an_error_says_nothing_of_what_runs_unless_the_site_knows():
     assert str(ArcadiaError("It broke.", what_to_do="Repair it.")) == "It broke. Repair it."
 

@@ -186,6 +186,8 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
                 self.log.info("The batch is finished; its worker is not there any more: %s", event["failed"])
                 return self._done(done, context)
             _metrics(context).failed()
+            for line in event["failed"].splitlines():  # Airflow shows an exception as one long line
+                self.log.error("%s", line)
             kind = AirflowException if event["retryable"] else AirflowFailException
             raise kind(event["failed"])
         summary = BatchSummary(**event["summary"])

@@ -11,7 +11,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_arcadia.batch import Progress
 from airflow_arcadia.batch.batch_api import Completed, Ended, RemoteBatches, Running, State, judge
-from airflow_arcadia.exceptions import ArcadiaError, BatchError
+from airflow_arcadia.exceptions import ArcadiaError, BatchError, in_lines
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
 from airflow_arcadia.kubernetes.errors import KubernetesUnreachableError
 from airflow_arcadia.launchers.base import Launcher
@@ -64,7 +64,7 @@ class ArcadiaBatchInferenceTrigger(BaseTrigger):
             leases, launcher = hook.leases, hook.launcher(handle.launcher)
             batches = await self._batches(hook, handle)
         except ArcadiaError as error:
-            yield _event(failed=str(error), retryable=isinstance(error, KubernetesUnreachableError))
+            yield _event(failed=in_lines(error), retryable=isinstance(error, KubernetesUnreachableError))
             return
         renewing = asyncio.ensure_future(keep_renewed(leases, handle.held_by, self.log))
         try:
@@ -121,13 +121,14 @@ class ArcadiaBatchInferenceTrigger(BaseTrigger):
             self.log.warning("%s", unread)
         else:
             if seen.alive is False:
-                return _event(failed=str(lost_error({handle.name: seen})))
+                return _event(failed=in_lines(lost_error({handle.name: seen})))
         if not error.retryable:
-            return _event(failed=str(error))
+            return _event(failed=in_lines(error))
         silent_s = time.monotonic() - answered_at
         if silent_s >= self.unreachable_timeout:
             return _event(
-                failed=f"No answer about {self.batch_id} for {silent_s:.0f} s. {error}", retryable=True
+                failed=f"No answer about {self.batch_id} for {silent_s:.0f} s.\n{in_lines(error)}",
+                retryable=True,
             )
         self.log.warning("%s", error)
         return None

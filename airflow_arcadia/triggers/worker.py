@@ -8,7 +8,7 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_arcadia.exceptions import ArcadiaError
+from airflow_arcadia.exceptions import ArcadiaError, in_lines
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
 from airflow_arcadia.launchers.renewal import keep_renewed
 from airflow_arcadia.launchers.wait import Wait, wait_until_decided
@@ -64,7 +64,7 @@ class ArcadiaModelReadyTrigger(BaseTrigger):
                 )
             )
         except ArcadiaError as error:
-            yield self._event(str(error))
+            yield self._event(in_lines(error))
             return
         count_outcome(outcome, handle, self.started_at)
         yield self._event(outcome.sentences if isinstance(outcome, Failed) else None)

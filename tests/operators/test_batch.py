@@ -487,3 +487,16 @@ def test_a_policy_that_does_not_exist_is_refused_when_the_dag_is_parsed(
 ):
     with pytest.raises(ArcadiaConfigError, match="on_failed_rows"):
         batch(worker, tmp_path, on_failed_rows="ignore")
+
+
+def test_a_batch_that_ended_in_the_worker_says_why_line_by_line(
+    worker: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "p"}\n')
+    event = {"failed": "It broke.\nNothing runs.\nRepair it.", "retryable": False, "summary": None}
+    with pytest.raises(AirflowFailException, match="It broke"):
+        batch(worker, tmp_path, run_in="worker").execute_complete(make_context(), event)
+    errors = [line for line in capsys.readouterr().out.splitlines() if "[error" in line]
+    assert [text in line for text, line in zip(event["failed"].splitlines(), errors, strict=True)] == [
+        True
+    ] * 3

@@ -134,7 +134,7 @@ async def test_a_key_that_is_gone_ends_the_wait(
 ):
     away.append(WorkerLostError("The Secret is gone.", what_to_do="Clear the run."))
     event = await fire(trigger(store, lease, batches.url))
-    assert (event["failed"], event["retryable"]) == ("The Secret is gone. Clear the run.", False)
+    assert (event["failed"], event["retryable"]) == ("The Secret is gone.\nClear the run.", False)
 
 
 async def test_answers_in_between_count_the_silence_anew(
