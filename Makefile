@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup chromium test test-browser test-fast test-kubernetes test-loopback test-chaos test-fuzz test-matrix chaos matrix soak lint docs demo up down bench wheel lock clean distclean
+.PHONY: help setup chromium test test-browser test-fast test-kubernetes test-loopback test-chaos test-fuzz test-matrix test-compose chaos matrix soak lint docs demo up down bench wheel lock clean distclean
 
 # Any Python finds a 3.11 by itself; name one with PYTHON=/path/to/python3.11.
 PYTHON ?= python3
@@ -15,6 +15,8 @@ PYTEST = $(BIN)/python -m pytest
 IN_PARALLEL = -n $(TEST_PROCESSES) --dist loadscope --durations 10 --durations-min 1
 # Without bytecode every start of Airflow, Ray and vLLM takes two to three times as long.
 unexport PYTHONDONTWRITEBYTECODE
+# Of `make test-compose` alone.
+unexport ARCADIA_TEST_COMPOSE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +57,9 @@ soak: setup ## N random paths of the matrix, of both: make soak N=200
 
 test-fuzz: setup ## send a worker's server 10,000 odd requests twice (make test sends 400)
 	ARCADIA_FUZZ_REQUESTS=10000 $(PYTEST) tests/runtime/test_fuzz.py $(ARGS)
+
+test-compose: setup ## build docker-compose.yaml, run its demo DAG, remove it: where docker or podman runs containers
+	ARCADIA_TEST_COMPOSE=1 $(PYTEST) tests/compose $(ARGS)
 
 test-matrix: setup ## unit tests with the lowest versions the package takes, and on the other Pythons it names
 	$(BIN)/python scripts/version_matrix.py $(ARGS)

@@ -36,6 +36,8 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 AIRFLOW = (".venv", "requirements/airflow.txt")
 WORKER = (".venv-worker", "requirements/worker.txt")
+# With vLLM's CUDA build: made in the image of docker-compose.yaml's gpu profile alone.
+WORKER_CUDA = (None, "requirements/worker-cuda.txt")
 # A folder, and the module (run by the worker's Python) that makes it, whole or not at all.
 TINY_MODEL = ("var/models/tiny-llama", "tests.tiny_model")
 DEMO_MODEL = ("var/models/SmolLM2-135M-Instruct", "demo.model")
@@ -291,6 +293,7 @@ def lock(env):
     for (_, output), more in (
         (AIRFLOW, []),
         (WORKER, [*torch_arguments(env.get("PIP_FIND_LINKS", "")), *overrides]),
+        (WORKER_CUDA, ["--override", "requirements/worker-cuda-overrides.txt"]),
         (DOCS, []),
     ):
         source = output.replace(".txt", ".in")

@@ -47,7 +47,7 @@ def test_every_secret_must_be_given_and_none_has_a_default():
 
 def test_nothing_listens_but_on_loopback(stack: dict[str, Any]):
     published = [port for service in stack["services"].values() for port in service.get("ports", ())]
-    assert published == ["127.0.0.1:8080:8080"]
+    assert set(published) == {"127.0.0.1:8080:8080"}
     assert not [name for name, s in stack["services"].items() if s.get("network_mode") == "host"]
 
 
@@ -77,6 +77,35 @@ def test_the_connection_is_one_that_the_hook_reads(stack: dict[str, Any], secret
 def test_what_a_run_leaves_outlives_the_containers(stack: dict[str, Any]):
     mounted = {volume.split(":")[1] for volume in stack["services"]["airflow"]["volumes"]}
     assert {"/answers", "/state", "/models", "/opt/airflow/logs"} <= mounted
+
+
+def test_the_gpu_profile_differs_in_the_engine_and_the_devices_alone(stack: dict[str, Any]):
+    services = stack["services"]
+    assert {name for name, s in services.items() if "profiles" in s} == {"airflow-gpu", "controller-gpu"}
+    plain, gpu = services["airflow"], services["airflow-gpu"]
+    (device,) = gpu["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+    assert gpu["build"]["args"]["WORKER_LOCK"] == "requirements/worker-cuda.txt"
+    assert (ROOT / gpu["build"]["args"]["WORKER_LOCK"]).exists()
+    changed = {"build", "deploy", "environment", "image", "profiles"}
+    assert {key: value for key, value in gpu.items() if key not in changed} == {
+        key: value for key, value in plain.items() if key not in changed
+    }
+    assert services["controller-gpu"]["network_mode"] == "service:airflow-gpu"
+
+
+def test_services_that_are_waited_for_have_a_health_check(stack: dict[str, Any]):
+    for name in ("postgres", "airflow", "controller"):
+        assert stack["services"][name]["healthcheck"]["test"][0] == "CMD"
+    waits = stack["services"]["airflow"]["depends_on"]
+    assert waits["postgres"] == {"condition": "service_healthy"}
+
+
+def test_no_service_of_ours_has_a_capability_or_can_gain_privileges(stack: dict[str, Any]):
+    for name, service in stack["services"].items():
+        if name != "postgres":
+            assert service["cap_drop"] == ["ALL"]
+            assert service["security_opt"] == ["no-new-privileges:true"]
 
 
 def test_base_images_and_indexes_can_be_a_mirrors(stack: dict[str, Any]):
