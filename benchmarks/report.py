@@ -112,8 +112,10 @@ def _prefix(section: Section) -> str:
 
 def _start(section: Section) -> str:
     seconds, ratio = section["seconds"], section["of_bare"]
+    cpu = section["cpu_of_bare"]
     parts = [
-        f"a {name} is ready after {seconds[name]['median']:.1f} s ({ratio[name]['median']:.2f} of that)"
+        f"a {name} is ready after {seconds[name]['median']:.1f} s ({ratio[name]['median']:.2f} of that, "
+        f"{cpu[name]['median']:.2f} of its CPU time)"
         for name in ("process", "pod")
         if name in seconds
     ]

@@ -50,6 +50,14 @@ def test_figures_say_where_and_when_they_were_measured():
     assert "2026-11-25" in told
 
 
+def test_a_start_is_told_beside_the_bare_servers_in_seconds_and_in_cpu_time():
+    ways = {"bare": 1.0, "process": 1.02, "pod": 1.08}
+    ratio = {way: {"median": of_bare, "min": of_bare, "max": of_bare} for way, of_bare in ways.items()}
+    seconds = {way: {"median": 20 * of_bare} for way, of_bare in ways.items()}
+    told = render({"start": {**MEASURED, "seconds": seconds, "of_bare": ratio, "cpu_of_bare": ratio}})
+    assert "a process is ready after 20.4 s (1.02 of that, 1.02 of its CPU time)" in told
+
+
 def test_a_readme_without_the_marks_is_an_error():
     with pytest.raises(ValueError, match="has no lines"):
         with_figures("# Title", {})

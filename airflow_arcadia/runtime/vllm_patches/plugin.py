@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 
-from airflow_arcadia.runtime.vllm_patches import amx, core_wait, parent_death
+from airflow_arcadia.runtime.vllm_patches import amx, core_wait, model_info, parent_death
 from airflow_arcadia.runtime.vllm_patches.gate import in_worker
 
 CORE = "EngineCore"
@@ -19,6 +19,7 @@ def register() -> None:
     amx.register()
     if multiprocessing.parent_process() is None:
         # The API server, or a rank that Ray started.
+        model_info.register()
         return
     parent_death.register()
     if multiprocessing.current_process().name.startswith(CORE):
