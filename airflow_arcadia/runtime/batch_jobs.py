@@ -206,10 +206,12 @@ class BatchJobs:
         """The lines so far of a file that a batch is writing; None when none does. Reading them blocks."""
         for batch in self._batches.values():
             if file_id in {file.id for file in self._files.unfinished(batch)}:
-                with self._files.reading(batch, file_id) as lines:
-                    yield lines
-                if batch.has_ended:
-                    asyncio.get_running_loop().run_in_executor(None, self._files.clean, batch)
+                try:
+                    with self._files.reading(batch, file_id) as lines:
+                        yield lines
+                finally:
+                    if batch.has_ended:
+                        asyncio.get_running_loop().run_in_executor(None, self._files.clean, batch)
                 return
         yield None
 

@@ -81,6 +81,8 @@ class FileRoutes:
             raise RequestRefused(error.status, str(error)) from error
         except FormError as error:
             raise RequestRefused(400, str(error)) from error
+        except OSError as error:
+            raise RequestRefused(507, f"The worker cannot store the file: {error.strerror}.") from error
         await respond(send, 200, file.to_openai())
 
     def _list(self, scope: Scope) -> dict[str, object]:

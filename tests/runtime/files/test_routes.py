@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ import pytest
 from airflow_arcadia.batch.batch_api import TOKEN_HEADER
 from airflow_arcadia.batch.openai_format import CHAT
 from airflow_arcadia.runtime import middleware
+from airflow_arcadia.runtime.files.store import Draft
 from tests.batch.reading import until
 from tests.runtime.app import Served
 from tests.runtime.serving import worker
@@ -183,6 +185,18 @@ async def test_an_upload_that_breaks_off_leaves_nothing(tmp_path: Path):
         await until(lambda: len(list(lease.glob("files/.draft-*"))) == 1)
         writer.close()
         await until(lambda: list(lease.glob("files/.draft-*")) == [])
+
+
+async def test_a_full_disk_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Draft, "write", fail)
+    async with client() as (made, _):
+        with pytest.raises(openai.InternalServerError, match="No space left") as raised:
+            await upload(made)
+        assert raised.value.status_code == 507
+        assert (await made.files.list()).data == []
 
 
 # -- batches on them -------------------------------------------------------------------------------------
