@@ -27,6 +27,8 @@ class FakeEngine:
     def __init__(self, model: str = "tiny", api_key: str | None = None) -> None:
         self.probed: Counter[str] = Counter()
         self.models = [model]
+        self.adapters: set[str] = set()
+        """Those of its models that are adapters of the first."""
         self.api_key = api_key
         self.seen: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
@@ -122,7 +124,9 @@ class FakeEngine:
     async def _list_models(self, request: web.Request) -> web.Response:
         if denied := self._denied(request):
             return denied
-        return web.json_response({"object": "list", "data": [{"id": name} for name in self.models]})
+        parents = {name: self.models[0] if name in self.adapters else None for name in self.models}
+        listed = [{"id": name, "parent": parent} for name, parent in parents.items()]
+        return web.json_response({"object": "list", "data": listed})
 
     async def _metrics(self, request: web.Request) -> web.Response:
         lines = [

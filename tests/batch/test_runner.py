@@ -266,6 +266,15 @@ async def test_without_a_model_the_only_one_served_is_taken(
     assert (await run_batch_async(options, [Endpoint(engine.url)])).model == "tiny"
 
 
+async def test_adapters_are_not_models_to_choose_from(engine: FakeEngine, write_rows: Write, output: str):
+    engine.models.append("adapter")
+    engine.adapters.add("adapter")
+    options = BatchSpec(write_rows({"prompt": "one"}, {"prompt": "two", "model": "adapter"}), output, "")
+    for _ in range(2):  # the second time it is finished
+        summary = await run_batch_async(options, [Endpoint(engine.url)])
+        assert (summary.model, summary.ok) == ("tiny", 2)
+
+
 async def test_a_row_may_name_another_model(engine: FakeEngine, write_rows: Write, output: str):
     engine.models.append("tiny-lora")
     rows = [{"prompt": "one", "model": "tiny-lora"}, {"prompt": "two", "model": "other"}, {"prompt": "three"}]
