@@ -70,7 +70,8 @@ def _dry_run(options: argparse.Namespace) -> int:
 
 
 def _spec(options: argparse.Namespace) -> BatchSpec:
-    parameters = _parameters(options.parameters)
+    parameters = _object("--parameters", options.parameters)
+    schema = options.response_schema
     for name in ("max_tokens", "temperature", "top_p", "seed"):
         value = getattr(options, name)
         if value is not None:
@@ -100,20 +101,21 @@ def _spec(options: argparse.Namespace) -> BatchSpec:
         prompt_as=options.prompt_as,
         columns_as_parameters=options.column_as_parameter,
         input_format=options.input_format,
+        response_schema=_object("--response-schema", schema) if schema is not None else None,
         num_gpus=options.num_gpus,
     )
 
 
-def _parameters(text: str) -> dict[str, Any]:
+def _object(option: str, text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:
         raise ArcadiaConfigError(
-            f"--parameters is not valid JSON: {error}.", what_to_do="Quote it for the shell."
+            f"{option} is not valid JSON: {error}.", what_to_do="Quote it for the shell."
         ) from error
     if not isinstance(found, dict):
         raise ArcadiaConfigError(
-            "--parameters is not a JSON object.", what_to_do='Write it like {"min_tokens": 8}.'
+            f"{option} is not a JSON object.", what_to_do='Write it like {"min_tokens": 8}.'
         )
     return found
 
@@ -189,6 +191,9 @@ def _parser() -> argparse.ArgumentParser:
     sampling.add_argument("--top-p", type=float, metavar="P")
     sampling.add_argument("--seed", type=int, metavar="N")
     sampling.add_argument("--parameters", default="{}", metavar="JSON", help="any other fields, as an object")
+    sampling.add_argument(
+        "--response-schema", metavar="JSON", help="JSON schema of the answers; a misfit becomes an error row"
+    )
     limits = run.add_argument_group("limits")
     limits.add_argument(
         "--max-in-flight", type=int, default=512, metavar="N", help="rows in flight per endpoint"

@@ -34,6 +34,7 @@ def test_parameters_that_are_not_an_object_are_refused(
 ):
     words = ["run", "--input", write_rows({"prompt": "x"}), "--output", output, "--dry-run"]
     assert main([*words, "--parameters", parameters]) == 2
+    assert main([*words, "--response-schema", parameters]) == 2
     assert said in capsys.readouterr().err
 
 
