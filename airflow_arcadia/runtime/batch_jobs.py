@@ -109,9 +109,12 @@ class BatchJobs:
         return len(self._tasks)
 
     def resume(self) -> None:
-        """Continue what an earlier process of this worker did not end."""
+        """Continue what an earlier process of this worker did not end.
+
+        Batches may have been submitted before the worker is ready: those run already.
+        """
         for batch in self._batches.values():
-            if not batch.has_ended:
+            if not batch.has_ended and batch.id not in self._tasks:
                 say(f"continuing {batch.id}: {batch.spec['output']}")
                 self._start(batch)
 
