@@ -68,9 +68,17 @@ def test_a_python_that_will_not_do_is_named(environments: ModuleType, tmp_path: 
         environments.find_python([str(old), str(tmp_path / "gone")])
 
 
-def test_the_first_python_that_will_do_is_taken(environments: ModuleType) -> None:
-    found = environments.find_python([None, "/nowhere/python3.11", sys.executable])
-    # The base of a virtual environment, never the environment itself: it may be the one to be made anew.
+def test_the_first_python_that_will_do_is_taken(environments: ModuleType, tmp_path: Path) -> None:
+    fitting = tmp_path / "python3"
+    fitting.write_text("#!/bin/sh\necho '[[3, 11], \"/opt/python3.11\"]'\n")
+    fitting.chmod(0o755)
+    assert environments.find_python([None, "/nowhere/python3.11", str(fitting)]) == "/opt/python3.11"
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the environments are made with Python 3.11")
+def test_of_a_virtual_environment_its_base_is_taken(environments: ModuleType) -> None:
+    found = environments.find_python([sys.executable])
+    # Never the environment itself: it may be the one to be made anew.
     assert Path(found).resolve() == Path(sys.executable).resolve()
     assert not Path(found).is_relative_to(ROOT)
 
