@@ -111,6 +111,12 @@ class RemoteBatches:
                 answer: dict[str, Any] = await response.json(content_type=None)
                 if response.status == 200:
                     return answer
+                if response.status == 404 and path:
+                    raise BatchUnknownError(
+                        "The worker does not know the batch any more: it was started anew meanwhile.",
+                        what_to_do="Clear this task: it goes on with the rest.",
+                        still_running="The worker is running; the rows committed so far are kept.",
+                    )
                 said = (answer.get("error") or {}).get("message") or f"HTTP {response.status}"
                 raise BatchRefusedError(
                     f"The worker refuses the batch: {said}",
@@ -123,6 +129,10 @@ class RemoteBatches:
                 what_to_do="Check that the worker is alive; a retry finds the batch again.",
                 still_running="The batch may still be running there.",
             ) from error
+
+
+class BatchUnknownError(BatchError):
+    """The worker has no batch of that id: it has been started again, and keeps batches in memory alone."""
 
 
 class BatchRefusedError(BatchError):

@@ -51,6 +51,8 @@ PROGRESS_KEY = "progress"
 """Key in the task state store under which the last :class:`~airflow_arcadia.batch.Progress` is kept."""
 BATCH_KEY = "batch_id"
 """And the id of a batch that the worker runs."""
+MAX_RESUBMISSIONS = 3
+"""How often a batch is submitted again, within one attempt, to a worker that was started anew."""
 DEFAULT_BATCH_TIMEOUT_S = 24 * 3600.0
 """How long to wait for a deferred batch: the completion window of OpenAI's Batch API."""
 
@@ -185,6 +187,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
             if (done := self._finished(self._spec(context))) is not None:
                 self.log.info("The batch is finished; its worker is not there any more: %s", event["failed"])
                 return self._done(done, context)
+            self._resubmit(event, context)
             _metrics(context).failed()
             for line in event["failed"].splitlines():  # Airflow shows an exception as one long line
                 self.log.error("%s", line)
@@ -193,6 +196,15 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         summary = BatchSummary(**event["summary"])
         _metrics(context).finished_in_worker(summary)
         return self._done(summary, context)
+
+    def _resubmit(self, event: Mapping[str, Any], context: Context) -> None:
+        """Submit the batch again and wait for it, where its worker was started anew and does not know it."""
+        times = event.get("resubmitted")
+        if times is None or times >= MAX_RESUBMISSIONS:
+            return
+        self.log.warning("The worker was started anew: the batch is submitted again, to go on with the rest.")
+        with fail_without_retry(), _failure_counted(_metrics(context)):
+            self._defer_to(self._handles(), self._spec(context), context, resubmitted=times + 1)
 
     def on_kill(self) -> None:
         """Stop at the next committed row; a retry goes on from there."""
@@ -264,7 +276,9 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
             self.log.info("Whether the batch is finished cannot be seen from this task: %s", error)
             return None
 
-    def _defer_to(self, handles: Sequence[WorkerHandle], spec: BatchSpec, context: Context) -> None:
+    def _defer_to(
+        self, handles: Sequence[WorkerHandle], spec: BatchSpec, context: Context, resubmitted: int = 0
+    ) -> None:
         if len(handles) != 1:
             raise ArcadiaConfigError(
                 f"run_in='worker' takes one worker, not {len(handles)}.",
@@ -279,6 +293,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
                 batch_id=batch_id,
                 arcadia_conn_id=self.arcadia_conn_id,
                 poll_interval=self.progress_interval,
+                resubmitted=resubmitted,
             ),
             method_name="execute_complete",
             timeout=deferral_timeout(

@@ -10,7 +10,15 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_arcadia.batch import Progress
-from airflow_arcadia.batch.batch_api import Completed, Ended, RemoteBatches, Running, State, judge
+from airflow_arcadia.batch.batch_api import (
+    BatchUnknownError,
+    Completed,
+    Ended,
+    RemoteBatches,
+    Running,
+    State,
+    judge,
+)
 from airflow_arcadia.exceptions import ArcadiaError, BatchError, in_lines
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
 from airflow_arcadia.kubernetes.errors import KubernetesUnreachableError
@@ -26,6 +34,8 @@ UNREACHABLE_TIMEOUT_S = 600.0
 class ArcadiaBatchInferenceTrigger(BaseTrigger):
     """Fires once, when the batch is done or ended: ``{"summary": …, "failed": text, "retryable": …}``.
 
+    Where the worker was started anew and does not know the batch, the event has ``resubmitted`` as well.
+
     It only polls: a restarted triggerer, or an Airflow that is down, does not touch the batch. When a user
     ends the task, the batch is cancelled.
 
@@ -34,6 +44,7 @@ class ArcadiaBatchInferenceTrigger(BaseTrigger):
     :param arcadia_conn_id: connection of type ``arcadia``.
     :param poll_interval: seconds between two looks.
     :param unreachable_timeout: seconds that looks may fail one after the other before the trigger fires.
+    :param resubmitted: how often the batch was submitted again, because its worker was started anew.
     """
 
     def __init__(
@@ -43,6 +54,8 @@ class ArcadiaBatchInferenceTrigger(BaseTrigger):
         arcadia_conn_id: str,
         poll_interval: float,
         unreachable_timeout: float = UNREACHABLE_TIMEOUT_S,
+        *,
+        resubmitted: int = 0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.handle = dict(handle)
@@ -50,10 +63,18 @@ class ArcadiaBatchInferenceTrigger(BaseTrigger):
         self.arcadia_conn_id = arcadia_conn_id
         self.poll_interval = poll_interval
         self.unreachable_timeout = unreachable_timeout
+        self.resubmitted = resubmitted
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Class path and arguments, as Airflow stores them."""
-        names = ("handle", "batch_id", "arcadia_conn_id", "poll_interval", "unreachable_timeout")
+        names = (
+            "handle",
+            "batch_id",
+            "arcadia_conn_id",
+            "poll_interval",
+            "unreachable_timeout",
+            "resubmitted",
+        )
         return f"{type(self).__module__}.{type(self).__qualname__}", {n: getattr(self, n) for n in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -122,6 +143,8 @@ class ArcadiaBatchInferenceTrigger(BaseTrigger):
         else:
             if seen.alive is False:
                 return _event(failed=in_lines(lost_error({handle.name: seen})))
+        if isinstance(error, BatchUnknownError):
+            return _event(failed=in_lines(error), retryable=True, resubmitted=self.resubmitted)
         if not error.retryable:
             return _event(failed=in_lines(error))
         silent_s = time.monotonic() - answered_at
@@ -146,7 +169,13 @@ class ArcadiaBatchInferenceTrigger(BaseTrigger):
 
 
 def _event(
-    summary: Mapping[str, Any] | None = None, failed: str | None = None, *, retryable: bool = False
+    summary: Mapping[str, Any] | None = None,
+    failed: str | None = None,
+    *,
+    retryable: bool = False,
+    resubmitted: int | None = None,
 ) -> TriggerEvent:
-    payload = {"summary": summary, "failed": failed, "retryable": retryable}
+    payload: dict[str, Any] = {"summary": summary, "failed": failed, "retryable": retryable}
+    if resubmitted is not None:
+        payload["resubmitted"] = resubmitted
     return TriggerEvent(payload)  # type: ignore[no-untyped-call]

@@ -40,7 +40,15 @@ RAY = (
 )
 """Cases that concern the Ray cluster."""
 TRUTH_OF_A_RESOURCE = dict.fromkeys(
-    ("worker.server", "worker.supervisor", "warm.kill_supervisor", "pod.deleted"), "success"
+    (
+        "worker.server",
+        "worker.supervisor",
+        "worker.supervisor_deferred",
+        "kill.batch_worker",
+        "warm.kill_supervisor",
+        "pod.deleted",
+    ),
+    "success",
 )
 """A batch goes on once Arcadia's Deployment has its container or its pod again."""
 

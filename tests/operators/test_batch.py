@@ -22,6 +22,7 @@ from airflow.sdk.exceptions import (
     TaskDeferred,
 )
 
+from airflow_arcadia.batch import BatchSpec
 from airflow_arcadia.batch.batch_api import RemoteBatches
 from airflow_arcadia.batch.openai_format import is_answered
 from airflow_arcadia.exceptions import ArcadiaConfigError, BatchError, LeaseError
@@ -29,6 +30,7 @@ from airflow_arcadia.lease import Lease
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.operators._failed_rows import with_request
 from airflow_arcadia.operators.batch import (
+    MAX_RESUBMISSIONS,
     PROGRESS_KEY,
     ArcadiaBatchInferenceOperator,
     ArcadiaCheckBatchInputOperator,
@@ -307,6 +309,31 @@ async def test_a_finished_batch_of_a_worker_that_is_gone_is_green(
         operator.resume_execution("execute_complete", {"event": event}, make_context())
     with pytest.raises(AirflowException, match="Trigger timeout"):
         operator.resume_execution(*nobody_waited)
+
+
+async def test_a_batch_that_its_worker_has_forgotten_is_submitted_again_but_not_for_ever(
+    worker: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Arcadia's Deployment, or a kubelet, has started the worker's container again."""
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    submitted: list[BatchSpec] = []
+
+    async def submit(self: RemoteBatches, spec: BatchSpec) -> str:
+        submitted.append(spec)
+        return "batch_2"
+
+    monkeypatch.setattr(RemoteBatches, "submit", submit)
+    operator = batch(worker, tmp_path, run_in="worker")
+    event = {"failed": "It was started anew.", "summary": None, "retryable": True, "resubmitted": 0}
+    with pytest.raises(TaskDeferred) as deferred:
+        await asyncio.to_thread(operator.execute_complete, make_context(), event)
+    trigger: Any = deferred.value.trigger
+    assert (trigger.batch_id, trigger.resubmitted) == ("batch_2", 1)
+    assert [spec.input for spec in submitted] == [str(tmp_path / "in.jsonl")]
+    again = event | {"resubmitted": MAX_RESUBMISSIONS}
+    with pytest.raises(AirflowException, match="started anew"):
+        operator.execute_complete(make_context(), again)
+    assert len(submitted) == 1
 
 
 async def test_a_cleared_batch_whose_worker_is_gone_says_what_to_clear(worker: dict, tmp_path: Path):

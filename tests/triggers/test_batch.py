@@ -38,7 +38,7 @@ class FakeBatches:
         self.calls.append(f"{request.method} {request.path}")
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, int):
-            return web.Response(status=answer, text="no JSON")
+            return web.Response(status=answer, text="{}" if answer == 404 else "no JSON")
         return web.json_response(answer)
 
 
@@ -84,6 +84,16 @@ async def test_a_batch_that_is_done_gives_its_summary_and_its_lease_was_renewed(
     held = store.read(lease.name)
     assert held is not None
     assert held.renewed_at > lease.renewed_at
+
+
+@pytest.mark.parametrize("times", [0, 2])
+async def test_a_worker_that_was_started_anew_and_does_not_know_the_batch_is_told_from_a_refusal(
+    batches: FakeBatches, store: LeaseStore, lease: Lease, times: int
+):
+    batches.answers = [RUNNING, 404]
+    event = await fire(trigger(store, lease, batches.url, resubmitted=times))
+    assert "was started anew" in event["failed"]
+    assert (event["retryable"], event["resubmitted"]) == (True, times)
 
 
 async def test_a_worker_that_lives_but_never_answers_is_not_waited_for_for_ever(
