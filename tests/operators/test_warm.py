@@ -32,6 +32,7 @@ from airflow_arcadia.operators.worker import (
 )
 from airflow_arcadia.ports import free_port
 from airflow_arcadia.processes import find_marked
+from airflow_arcadia.reap import _of_run, reap_connection
 from airflow_arcadia.sensors.worker import ArcadiaModelReadySensor
 from airflow_arcadia.task_groups.worker import ArcadiaWorkerGroup
 from airflow_arcadia.warm import Request
@@ -178,6 +179,24 @@ def test_a_run_whose_teardown_never_comes_holds_the_worker_no_longer_than_its_le
     assert held.warm is not None
     assert held.warm.uses == ()
     assert 500 < held.expires_at - time.time() <= 600
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("healthy", [True, False])
+def test_what_ends_a_run_without_its_teardown_keeps_a_healthy_worker_warm(store: LeaseStore, healthy: bool):
+    """The listener's clean-up of a run that ``dagrun_timeout`` has ended, and the reaper's."""
+    run = Run("r1")
+    run.all()
+    name = warm_lease(store).name
+    if not healthy:
+        for process in find_marked(name):
+            process.kill()
+    report = reap_connection("arcadia_default", lambda _: "failed", grace_s=5, only=_of_run("dag", "r1"))
+    assert ([item.name for item in report.reaped], report.errors) == ([run.lease], {})
+    assert store.names() == ([name] if healthy else [])
+    assert bool(find_marked(name)) is healthy
+    again = reap_connection("arcadia_default", lambda _: "failed", grace_s=5)
+    assert (again.reaped, again.warm) == ([], [name] if healthy else [])
 
 
 @pytest.mark.usefixtures("stand_in")
