@@ -24,6 +24,7 @@ from airflow_arcadia.operators.worker import ArcadiaReserveWorkerOperator
 from airflow_arcadia.warm import Request, use_of
 from tests.airflow_context import make_context
 from tests.conftest import ROOT, wait_for
+from tests.deploy.manifests import role
 from tests.kubernetes import arcadia
 from tests.kubernetes.rays import made_here, ray_clusters, start_kuberay
 from tests.kubernetes.workers import STAND_IN, Run, connect, stand_in, where
@@ -103,6 +104,15 @@ def test_the_next_run_adopts_the_worker_and_nothing_of_the_first_is_left(
     assert left.warm is not None
     assert left.warm.uses == ()
     assert leases.names() == [left.name]
+
+
+def test_the_shipped_roles_are_enough(make: Make, leases: KubernetesLeases, loopback: Loopback):
+    loopback.obey([role(name, "tests") for name in ("airflow-arcadia", "airflow-arcadia-workers")])
+    runs = [make(f"manual__{number}") for number in range(2)]
+    for run in runs:
+        run.all()
+        run.teardown(grace=1)
+    assert runs[0].handle["where"] == runs[1].handle["where"]
 
 
 def test_runs_at_the_same_time_share_one_worker(make: Make, leases: KubernetesLeases, cluster: Cluster):
