@@ -175,7 +175,7 @@ KUBERAY = ("ray_cluster_spec", KubeRaySpec.parse)
 @pytest.mark.parametrize(
     ("options", "settings", "elsewhere"),
     [
-        (BatchOptions, BatchSpec, {"input", "output", "model", "parameters"}),
+        (BatchOptions, BatchSpec, {"input", "output", "model", "parameters", "storage"}),
         (PodOptions, PodSettings, {"startup_timeout"}),
         (ArcadiaWorkerOptions, WorkerResourceSettings, set()),
         (KubeRayOptions, KubeRaySpec, set()),
