@@ -249,8 +249,8 @@ class WarmWorkers:
             after = self._leases.update(
                 name, lambda found: warm.give_back(found, run, self._clock(), keep=keep)
             )
-        except UnreadableLeaseError as error:
-            log.warning("%s Its worker ends with it.", error.what)
+        except (UnreadableLeaseError, OSError) as error:
+            log.warning("The warm worker of lease %s ends by itself: %s", name, error)
             return False
         except LeaseError:
             return False  # whoever ended it has ended all that it owned

@@ -347,6 +347,21 @@ def test_a_runs_teardown_gives_its_worker_back(store: LeaseStore, readable: bool
     assert held.warm.uses == ()
 
 
+@pytest.mark.parametrize("how", ["torn", "a link"])
+def test_a_runs_teardown_goes_on_when_the_workers_lease_cannot_be_read(
+    store: LeaseStore, tmp_path: Path, how: str
+):
+    place = Place(store)
+    place.now = time.time()
+    run = place.claim("first")
+    assert run.warm_name is not None
+    file = store.file(run.warm_name)
+    file.unlink()
+    file.write_text("{") if how == "torn" else file.symlink_to(tmp_path / "elsewhere")
+    assert torn_down(store, run, lambda _: READY) == []
+    assert run.name not in store.names()
+
+
 def test_a_runs_teardown_ends_a_worker_that_is_not_fit(store: LeaseStore):
     place = Place(store)
     place.now = time.time()
