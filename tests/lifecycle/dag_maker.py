@@ -17,6 +17,8 @@ from airflow_arcadia.task_groups.worker import ArcadiaWorkerGroup
 
 FOLDER = Path(os.environ.get("LIFECYCLE_FOLDER", "/nowhere"))
 HOLD_S = 300.0
+LAPSING_S = 40.0
+"""A lease that lapses within a case, and is longer than the gap between two tasks on a busy machine."""
 
 
 def stop_at(operator: Any, step: str, *, before: bool = False) -> None:
@@ -144,20 +146,20 @@ SPECS: dict[str, dict[str, Any]] = {
     "short_lease": {"rows": 250, "lease_duration": 15},
     "short_lease_worker": {"rows": 250, "lease_duration": 15, "run_in": "worker"},
     "long_task": dict(lease_duration=15, sleep=22, **QUICK),
-    "lapsing": {"rows": 600, "lease_duration": 20},
-    "lapsing_worker": {"rows": 600, "lease_duration": 20, "run_in": "worker"},
-    "lapsing_quick": dict(lease_duration=20, **QUICK),
-    "lapsing_loading": dict(extra_args="--load 60", lease_duration=20, ready=LATE, **QUICK),
+    "lapsing": {"rows": 600, "lease_duration": LAPSING_S},
+    "lapsing_worker": {"rows": 600, "lease_duration": LAPSING_S, "run_in": "worker"},
+    "lapsing_quick": dict(lease_duration=LAPSING_S, **QUICK),
+    "lapsing_loading": dict(extra_args="--load 60", lease_duration=LAPSING_S, ready=LATE, **QUICK),
     "late_worker": {"rows": 900, "run_in": "worker", "batch": {"batch_timeout": 30}},
     "late_finished_worker": {
         "rows": 200,
-        "lease_duration": 20,
+        "lease_duration": LAPSING_S,
         "run_in": "worker",
-        "batch": {"batch_timeout": 60},
+        "batch": {"batch_timeout": 100},
     },
     "loading_a_while": dict(extra_args="--load 15", **QUICK),
-    "paused": {"rows": 150, "lease_duration": 20},
-    "paused_worker": {"rows": 150, "lease_duration": 20, "run_in": "worker"},
+    "paused": {"rows": 150, "lease_duration": LAPSING_S},
+    "paused_worker": {"rows": 150, "lease_duration": LAPSING_S, "run_in": "worker"},
     "warm_quick": WARM | QUICK,
     "warm": WARM,
     "warm_worker": WARM | {"run_in": "worker"},

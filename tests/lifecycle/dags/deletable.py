@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.lifecycle.dag_maker import make
+from tests.lifecycle.dag_maker import LAPSING_S, make
 
-dag = make("deletable", rows=150, lease_duration=20)
+dag = make("deletable", rows=150, lease_duration=LAPSING_S)
