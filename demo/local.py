@@ -66,7 +66,8 @@ def arcadia_connection(arcadia_config: Path, state_dir: Path) -> dict[str, Any]:
         "worker_python": str(WORKER_PYTHON),
         "state_dir": str(state_dir),
     }
-    return {"conn_type": "arcadia", "extra": extra}
+    # Airflow 3.3.1 and 3.3.2 refuse to test a connection that has no port: their UI sends 0 for none.
+    return {"conn_type": "arcadia", "port": 0, "extra": extra}
 
 
 def airflow_environment(home: Path) -> dict[str, str]:

@@ -76,13 +76,17 @@ def reap() -> str:
 
 
 def cancel_batch(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
-    """Cancel a batch that runs in a worker. Raises :class:`ArcadiaConfigError` for any other."""
+    """Stop a batch that runs: in its worker, or in its task, which is marked as failed.
+
+    Raises :class:`ArcadiaConfigError` for one that does not run.
+    """
     task = database.batch_task(dag_id, run_id, task_id, map_index)
     batch_id = task.store.get("batch_id") if task else None
+    if database.mark_failed(dag_id, run_id, task_id, map_index):
+        return f"{task_id} stops at the next committed row; what it committed is kept."
     if task is None or task.state != "deferred" or not batch_id:
         raise ArcadiaConfigError(
-            "This batch does not run in a worker now.",
-            what_to_do="Mark its task as failed: it stops at the next committed row.",
+            "This batch does not run now.", what_to_do="Mark its task as failed in Airflow if it waits."
         )
     handle = view.worker_of(task, database.run_tasks([(dag_id, run_id)]))
     if handle is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from tests.browser.chromium import WINDOW, chromium, executable
 from tests.browser.stage import Run, Stage, browser_stage
 from tests.conftest import ROOT
 
+PATIENCE_MS = 20_000
+"""How long to wait for what a page is to show."""
 IMAGES = ROOT / "docs" / "images"
 
 
@@ -22,6 +25,8 @@ def browser() -> Iterator[Any]:
     pytest.importorskip("playwright.sync_api", reason="make setup installs Playwright")
     if executable() is None:
         pytest.skip("no chromium on PATH: make chromium installs Debian's, or set ARCADIA_CHROMIUM")
+    expect = importlib.import_module("playwright.sync_api").expect
+    expect.set_options(timeout=PATIENCE_MS)
     with chromium() as running:
         yield running
 
@@ -52,7 +57,7 @@ def open_page(browser: Any, stage: Stage) -> Iterator[Open]:
     def open_(path: str, *, theme: str = "light", url: str | None = None) -> Any:
         context = browser.new_context(viewport=WINDOW, color_scheme=theme)
         contexts.append(context)
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(PATIENCE_MS)
         context.add_init_script(f"localStorage.setItem('theme', '{theme}')")
         page = context.new_page()
         page.goto(f"{url or stage.airflow.url}{path}")

@@ -156,7 +156,12 @@ def browser_stage(folder: Path) -> Iterator[Stage]:
             "worker_python": str(_worker_python(folder)),
             "state_dir": str(store.root),
         }
-        body = {"connection_id": "arcadia_default", "conn_type": "arcadia", "extra": json.dumps(extra)}
+        body = {
+            "connection_id": "arcadia_default",
+            "conn_type": "arcadia",
+            "port": 0,  # see demo.local.arcadia_connection
+            "extra": json.dumps(extra),
+        }
         airflow.request("POST", "/connections", json=body)
         try:
             yield Stage(airflow, folder, store, config, dashboard)

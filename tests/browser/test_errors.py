@@ -16,11 +16,7 @@ FAULTS = {
     "cluster": (
         {"num_gpus": 2, "ray_cluster": "nope"},
         "provision_ray_cluster",
-        [
-            "arcadia-config has no Ray cluster named 'nope'",
-            "Nothing was started.",
-            "Use one of these names or indexes.",
-        ],
+        ["arcadia-config has no Ray cluster named 'nope'; it has", "Use one of these names or indexes."],
     ),
     "input": (
         {"input": "/no/such.jsonl"},
@@ -30,7 +26,7 @@ FAULTS = {
     "model": (
         {"model": "/no/such/model"},
         "provision_ray_cluster",
-        ["Model path /no/such/model is not a folder.", "Nothing was started.", "Point model at a folder"],
+        ["Model path /no/such/model is not a folder.", "No worker was started.", "Point model at a folder"],
     ),
 }
 """A wrong value in the form: what is typed, the task that fails, and the sentences of its error."""

@@ -42,7 +42,7 @@ def act(frame: Any, button: Any, note: str) -> None:
 
 @THEMES
 def test_the_page_shows_a_running_batch_its_worker_and_the_clusters(
-    open_page: Any, stage: Stage, slow_run: Run, theme: str, picture: Any
+    open_page: Any, stage: Stage, slow_run: Run, theme: str
 ):
     page = open_page("/", theme=theme)
     page.get_by_role("button", name="Browse").click()
@@ -65,13 +65,10 @@ def test_the_page_shows_a_running_batch_its_worker_and_the_clusters(
     expect(frame.locator("#clusters tr.node")).to_contain_text("127.0.0.1 (head)")
     expect(frame.locator("#strip")).to_contain_text(slow_run.dag_id)
     expect(frame.locator("#strip")).to_contain_text("No lease is past its time")
-    picture(page, f"arcadia-page-{theme}")
 
 
 @THEMES
-def test_the_tab_of_a_batch_shows_its_progress_and_its_timeline(
-    open_page: Any, slow_run: Run, theme: str, picture: Any
-):
+def test_the_tab_of_a_batch_shows_its_progress_and_its_timeline(open_page: Any, slow_run: Run, theme: str):
     page = open_page(tab(slow_run), theme=theme)
     frame = frame_of(page)
     expect(frame.locator(".facts")).to_contain_text("/ 3,000")
@@ -87,7 +84,6 @@ def test_the_tab_of_a_batch_shows_its_progress_and_its_timeline(
         "answer",
         "first rows",
     ]
-    picture(page, f"batch-tab-{theme}")
 
 
 def test_a_task_has_links_to_what_a_browser_can_reach(open_page: Any, slow_run: Run):
@@ -109,26 +105,33 @@ def test_a_page_that_is_loaded_again_is_still_there(open_page: Any, slow_run: Ru
     expect(frame_of(page).locator("#strip")).to_contain_text(slow_run.dag_id)
 
 
-def test_a_batch_in_its_worker_shows_its_progress_and_is_cancelled(open_page: Any, stage: Stage):
-    run = stage.trigger("answers_in_worker")
+@pytest.mark.parametrize(
+    ("dag_id", "state"), [("answers_in_worker", "deferred"), ("answers_in_task", "running")]
+)
+def test_a_batch_shows_its_progress_and_is_cancelled(open_page: Any, stage: Stage, dag_id: str, state: str):
+    run = stage.trigger(dag_id)
     frame = frame_of(open_page(PAGE))
-    batch = frame.locator("tr[data-batch]", has_text=run.dag_id)
-    expect(batch).to_contain_text("deferred", timeout=90_000)
+    batch = frame.locator("tr[data-batch]", has_text=dag_id)
+    expect(batch).to_contain_text(state, timeout=90_000)
     expect(batch.locator(".bar")).to_contain_text("/ 3,000")
-    act(frame, batch.get_by_role("button", name="Cancel"), "the prompts are wrong")
+    act(frame, batch.get_by_role("button", name="Cancel"), f"the prompts of {dag_id} are wrong")
     expect(frame.locator("#message")).to_contain_text("stops at the next committed row")
     run.wait_for("failed")
     expect(batch).to_contain_text("failed")
-    (entry,) = stage.audit_log("arcadia_cancel_batch")
-    assert "the prompts are wrong" in entry["extra"]
-    assert (entry["dag_id"], entry["run_id"]) == (run.dag_id, run.run_id)
+    log = stage.audit_log("arcadia_cancel_batch")
+    (entry,) = [one for one in log if one["dag_id"] == dag_id]
+    assert f"the prompts of {dag_id} are wrong" in entry["extra"]
+    assert entry["run_id"] == run.run_id
+    stage.airflow.wait_for(lambda: not run.processes(), 30, "the worker to be gone")
+    assert list((stage.folder / "out").glob(f".{run.run_id}.jsonl.parts/seg-*"))  # committed rows are kept
 
 
 def test_failed_rows_are_answered_again_and_all_others_are_kept(open_page: Any, stage: Stage, picture: Any):
     run = stage.trigger("some_rows_fail")
     run.wait_for("success")
     before = run.output()
-    frame = frame_of(page := open_page(PAGE))
+    page = open_page(PAGE)
+    frame = frame_of(page)
     batch = frame.locator("tr[data-batch]", has_text=run.dag_id)
     expect(batch.locator("td").nth(3)).to_have_text("2")
     frame.get_by_label("Needs attention only").check()

@@ -52,11 +52,29 @@ async def test_a_batch_of_the_runs_own_task_is_cancelled(
             for group, value in (("other", elsewhere), ("qwen", handle))
         ]
         monkeypatch.setattr(database, "batch_task", lambda *_: task)
+        monkeypatch.setattr(database, "mark_failed", lambda *_: False)
         monkeypatch.setattr(database, "run_tasks", lambda _: launches)
 
         said = await asyncio.to_thread(actions.cancel_batch, "dag", "run", "qwen.answer", -1)
         assert name in said
         assert (await batches.get(name))["status"] in {"cancelling", "cancelled"}
+
+
+def test_a_batch_that_runs_in_its_task_is_cancelled_by_failing_the_task(monkeypatch):
+    task = Task("dag", "run", "w.answer", -1, "O", "running")
+    failed = []
+    monkeypatch.setattr(database, "batch_task", lambda *_: task)
+    monkeypatch.setattr(database, "mark_failed", lambda *key: failed.append(key) or True)
+    assert "stops at the next committed row" in actions.cancel_batch("dag", "run", "w.answer", -1)
+    assert failed == [("dag", "run", "w.answer", -1)]
+
+
+@pytest.mark.parametrize("state", ["success", "queued", None])
+def test_a_batch_that_does_not_run_cannot_be_cancelled(monkeypatch, state):
+    monkeypatch.setattr(database, "batch_task", lambda *_: Task("dag", "run", "w.answer", -1, "O", state))
+    monkeypatch.setattr(database, "mark_failed", lambda *_: False)
+    with pytest.raises(ArcadiaConfigError, match="does not run now"):
+        actions.cancel_batch("dag", "run", "w.answer", -1)
 
 
 SUMMARY = {"rows": 9, "ok": 7, "failed": 2, "output": "o", "completion_id": "abc"}

@@ -30,10 +30,10 @@ export function batchActions(batch, element, after) {
   const failed = (batch.progress || {}).failed || 0;
   const buttons = [];
   if (!batch.may_change) return buttons;
-  if (batch.state === "deferred" && batch.batch_id) {
+  if (batch.state === "running" || (batch.state === "deferred" && batch.batch_id)) {
     buttons.push(element("button", { type: "button", onclick: () => confirm(
-      "Cancel the batch", `${batch.task_id} of ${batch.run_id} stops at the next committed row; what it ` +
-      "committed is kept.", "api/actions/cancel-batch", keyOf(batch), after) }, "Cancel …"));
+      "Cancel the batch", `${batch.task_id} of ${batch.run_id} stops at the next committed row and fails; what ` +
+      "it committed is kept.", "api/actions/cancel-batch", keyOf(batch), after) }, "Cancel …"));
   }
   if (["success", "failed"].includes(batch.state) && failed) {
     buttons.push(element("button", { type: "button", onclick: () => confirm(
