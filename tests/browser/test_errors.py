@@ -10,7 +10,7 @@ from tests.browser.stage import Run, Stage
 
 expect = pytest.importorskip("playwright.sync_api", reason="make setup installs Playwright").expect
 
-pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.airflow, pytest.mark.browser, pytest.mark.timeout(300)]
 
 FAULTS = {
     "cluster": (

@@ -11,7 +11,7 @@ from tests.browser.stage import Run, Stage
 
 expect = pytest.importorskip("playwright.sync_api", reason="make setup installs Playwright").expect
 
-pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.airflow, pytest.mark.browser, pytest.mark.timeout(300)]
 
 DAG_ID = "arcadia_batch_inference"
 SECTIONS = ("Rows", "Sampling", "Engine")
