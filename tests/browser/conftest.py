@@ -14,7 +14,7 @@ from tests.browser.chromium import WINDOW, chromium, executable
 from tests.browser.stage import Run, Stage, browser_stage
 from tests.conftest import ROOT
 
-PATIENCE_MS = 20_000
+PATIENCE_MS = 45_000
 """How long to wait for what a page is to show."""
 IMAGES = ROOT / "docs" / "images"
 

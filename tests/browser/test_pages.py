@@ -42,7 +42,7 @@ def act(frame: Any, button: Any, note: str) -> None:
 
 @THEMES
 def test_the_page_shows_a_running_batch_its_worker_and_the_clusters(
-    open_page: Any, stage: Stage, slow_run: Run, theme: str
+    open_page: Any, stage: Stage, slow_run: Run, theme: str, picture: Any
 ):
     page = open_page("/", theme=theme)
     page.get_by_role("button", name="Browse").click()
@@ -65,10 +65,13 @@ def test_the_page_shows_a_running_batch_its_worker_and_the_clusters(
     expect(frame.locator("#clusters tr.node")).to_contain_text("127.0.0.1 (head)")
     expect(frame.locator("#strip")).to_contain_text(slow_run.dag_id)
     expect(frame.locator("#strip")).to_contain_text("No lease is past its time")
+    picture(page, f"arcadia-page-{theme}")
 
 
 @THEMES
-def test_the_tab_of_a_batch_shows_its_progress_and_its_timeline(open_page: Any, slow_run: Run, theme: str):
+def test_the_tab_of_a_batch_shows_its_progress_and_its_timeline(
+    open_page: Any, slow_run: Run, theme: str, picture: Any
+):
     page = open_page(tab(slow_run), theme=theme)
     frame = frame_of(page)
     expect(frame.locator(".facts")).to_contain_text("/ 3,000")
@@ -76,6 +79,7 @@ def test_the_tab_of_a_batch_shows_its_progress_and_its_timeline(open_page: Any, 
     steps = frame.locator("#timeline tbody tr td:first-child")
     expect(steps.last).to_have_text("first rows")
     order = [text for text in steps.all_inner_texts() if text != "check_input"]
+    picture(page, f"batch-tab-{theme}")
     assert order == [
         "reserve",
         "provision_ray_cluster",
