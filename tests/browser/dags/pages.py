@@ -37,7 +37,7 @@ def make(name: str, *, rows: int, run_in: str = "task", extra_args: str = "") ->
     return dag
 
 
-slow = make("nightly_answers", rows=3000, extra_args="--delay 0.4")
-in_task = make("answers_in_task", rows=3000, extra_args="--delay 0.4")
-in_worker = make("answers_in_worker", rows=3000, run_in="worker", extra_args="--delay 0.4")
+slow = make("nightly_answers", rows=3000, extra_args="--delay 0.8")
+in_task = make("answers_in_task", rows=3000, extra_args="--delay 0.8")
+in_worker = make("answers_in_worker", rows=3000, run_in="worker", extra_args="--delay 0.8")
 some_fail = make("some_rows_fail", rows=10, extra_args=f"--reject-while {FOLDER / 'poison'}")
