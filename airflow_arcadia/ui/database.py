@@ -179,10 +179,11 @@ def _values(session: Any, tasks: list[Any]) -> dict[tuple[str, str, str, int], A
         return {}
     runs = {(ti.dag_id, ti.run_id) for ti in tasks}
     wanted = or_(*(and_(XComModel.dag_id == dag, XComModel.run_id == run) for dag, run in runs))
-    found = {}
+    keys, found = {_key(ti) for ti in tasks}, {}
     for row in session.scalars(select(XComModel).where(XComModel.key == "return_value", wanted)):
-        value = _parsed(row.value)
-        found[_key(row)] = value if isinstance(value, dict) else None
+        if _key(row) in keys:
+            value = _parsed(row.value)
+            found[_key(row)] = value if isinstance(value, dict) else None
     return found
 
 

@@ -185,7 +185,10 @@ def _lease(connection: str, held: Held, tasks: Sequence[Task], now: float) -> di
     identity = lease.identity
     run = [task for task in tasks if (task.dag_id, task.run_id) == (identity.dag_id, identity.run_id)]
     what, attention = phase(run, lease, now)
-    launched = [(task.value, task.try_number) for task in run if isinstance(task.value, Mapping)]
+    launches = [
+        task for task in run if task.operator == LAUNCH_OPERATOR or task.step.startswith("launch_worker")
+    ]
+    launched = [(task.value, task.try_number) for task in launches if isinstance(task.value, Mapping)]
     own = [one for one in launched if lease.name in {one[0].get("lease"), one[0].get("run_lease")}]
     shown["workers"] = [_worker(handle, tries, now - lease.created_at) for handle, tries in own]
     return {

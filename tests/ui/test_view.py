@@ -201,3 +201,9 @@ def test_gpu_hours_and_restarts_are_counted_for_each_worker():
     (worker,) = lease["workers"]
     assert worker["restarts"] == 2
     assert worker["gpu_hours"] == pytest.approx(2 * 60 / 3600)
+
+
+def test_a_worker_is_shown_once_although_the_task_that_waits_for_it_returns_it_too():
+    run = [task("launch_worker", "success", value=HANDLE), task("model_ready", "success", value=HANDLE)]
+    (lease,) = view.workers("c", [Held("qwen-1", LEASE, NOW)], run, NOW)
+    assert [worker["name"] for worker in lease["workers"]] == ["qwen-1"]
