@@ -97,6 +97,15 @@ export function say(text) {
   place.hidden = !text;
 }
 
+// The first colour behind the frame: elements are transparent unless they have one.
+function backgroundBehind(frame) {
+  for (let behind = frame; behind; behind = behind.parentElement) {
+    const colour = window.parent.getComputedStyle(behind).backgroundColor;
+    if (colour && colour !== "transparent" && !/^rgba\(.*, 0\)$/.test(colour)) return colour;
+  }
+  return null;
+}
+
 // Airflow keeps its theme on its own page, which has the same origin.
 export function followTheme() {
   const set = () => {
@@ -104,8 +113,8 @@ export function followTheme() {
       const root = window.parent.document.documentElement;
       const theme = root.classList.contains("dark") ? "dark" : root.classList.contains("light") ? "light" : null;
       if (theme) document.documentElement.dataset.theme = theme;
-      const behind = window.parent.getComputedStyle(window.parent.document.body).backgroundColor;
-      if (theme && /^rgb\(/.test(behind)) document.documentElement.style.setProperty("--background", behind);
+      const behind = backgroundBehind(window.frameElement);
+      if (theme && behind) document.documentElement.style.setProperty("--background", behind);
     } catch { /* a frame that may not look: the system's theme is used */ }
   };
   set();
