@@ -46,10 +46,9 @@ def failed_runs(stage: Stage) -> dict[str, Run]:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_an_error_is_understood_from_what_is_on_the_screen(
-    open_page: Any, failed_runs: dict[str, Run], fault: str, picture: Any
+    open_page: Any, failed_runs: dict[str, Run], fault: str
 ):
     _, task, sentences = FAULTS[fault]
     page = open_page(failed_runs[fault].path(task))
     for sentence in sentences:
         expect(page.get_by_text(sentence).first).to_be_in_viewport(ratio=1)
-    picture(page, f"error-{fault}")

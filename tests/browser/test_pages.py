@@ -139,7 +139,7 @@ def test_a_batch_shows_its_progress_and_is_cancelled(open_page: Any, stage: Stag
     assert list((stage.folder / "out").glob(f".{run.run_id}.jsonl.parts/seg-*"))  # committed rows are kept
 
 
-def test_failed_rows_are_answered_again_and_all_others_are_kept(open_page: Any, stage: Stage, picture: Any):
+def test_failed_rows_are_answered_again_and_all_others_are_kept(open_page: Any, stage: Stage):
     run = stage.trigger("some_rows_fail")
     run.wait_for("success")
     before = run.output()
@@ -154,7 +154,6 @@ def test_failed_rows_are_answered_again_and_all_others_are_kept(open_page: Any, 
     shown = frame.locator("#batches")
     for text in ("What is 0 + 0?", "sum-2", "Failed rows by code", "400"):
         expect(shown).to_contain_text(text)
-    picture(page, "failed-rows")
     (stage.folder / "poison").unlink()
     frame.get_by_label("Needs attention only").uncheck()
     act(frame, batch.get_by_role("button", name="Retry failed rows"), "the filter is off now")

@@ -55,11 +55,9 @@ def test_a_run_of_the_demo_is_triggered_from_the_form_and_watched_live(
     expect(toast).to_contain_text(
         "Ray cluster local is not running; create='if_missing' starts a local head."
     )
-    picture(page, "connection-test")
 
     page.goto(f"{url}/dags/{DAG_ID}")
     form = open_trigger_form(page)
-    picture(page, "trigger-form")
     form.get_by_test_id("trigger-dag-submit").click()
     expect(form).to_be_hidden()
 
@@ -85,5 +83,4 @@ def test_a_run_of_the_demo_is_triggered_from_the_form_and_watched_live(
     expect(worker).to_have_count(0, timeout=60_000)
     batch.get_by_role("button", name="Show answers").click()
     expect(frame.locator(".answers pre").nth(1)).not_to_be_empty()
-    picture(page, "answers")
     expect(frame_of(tab).locator(".facts")).to_contain_text("success")
