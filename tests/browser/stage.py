@@ -88,14 +88,14 @@ class Run:
         """Path of a task instance's page."""
         return f"/dags/{self.dag_id}/runs/{self.run_id}/tasks/{self.group}.{task}"
 
-    def wait_for(self, state: str, timeout_s: float = 120) -> None:
+    def wait_for(self, state: str, timeout_s: float = 240) -> None:
         """Until the run is in that state."""
         self.stage.airflow.wait_for(lambda: self.state == state, timeout_s, f"{self.dag_id} to be {state}")
 
     def wait_for_rows(self) -> None:
         """Until some rows are answered."""
         log = lambda: self.stage.airflow.log(self.dag_id, self.run_id, f"{self.group}.answer")  # noqa: E731
-        self.stage.airflow.wait_for(lambda: " rows/s" in log(), 120, f"rows of {self.dag_id}")
+        self.stage.airflow.wait_for(lambda: " rows/s" in log(), 240, f"rows of {self.dag_id}")
 
     def processes(self) -> list[psutil.Process]:
         """Those of its worker."""
