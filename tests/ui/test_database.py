@@ -14,6 +14,8 @@ import pytest
 from airflow_arcadia.operators._failed_rows import CONF_KEY
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.airflow  # a database, and every task of a DAG in one process
+
 SCRIPT = Path(__file__).with_name("database_script.py")
 
 
