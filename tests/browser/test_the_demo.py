@@ -15,11 +15,15 @@ from typing import Any
 
 import pytest
 
-from tests.browser.test_forms import DAG_ID, open_trigger_form
-from tests.browser.test_pages import frame_of
 from tests.conftest import ROOT
 
-expect = pytest.importorskip("playwright.sync_api", reason="make setup installs Playwright").expect
+pytest.importorskip("playwright.sync_api", reason="make setup installs Playwright")
+
+# A module that skips itself while it is imported leaves half of itself behind for the next import.
+from tests.browser.test_forms import DAG_ID, open_trigger_form
+from tests.browser.test_pages import frame_of
+
+expect = pytest.importorskip("playwright.sync_api").expect
 
 pytestmark = [
     pytest.mark.e2e,
