@@ -181,9 +181,9 @@ def restore_dag_file(run: Run) -> None:
 
 def clear_ended(*names: str, downstream: bool = False) -> Callable[[Run], None]:
     def do(run: Run) -> None:
-        wait(lambda: run.state in {"success", "failed"}, 120, "the first end")
+        wait(lambda: run.state in ENDED, 300, "the first end")
         run.clear(*names, downstream=downstream)
-        wait(lambda: run.state in {"queued", "running"}, 30, "the run to go on")
+        wait(lambda: run.state in {"queued", "running"}, 120, "the run to go on")
 
     return do
 
