@@ -275,6 +275,10 @@ def airflow_variables(folder: Path, extra: Mapping[str, str], parallelism: int) 
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
         # Airflow fails a task whose start its API server does not confirm within 5 s, asked five times.
         "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
+        # And it kills one that could not report for 15 s: an API server may take longer to start.
+        "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": "36",
+        "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "12",
+        "AIRFLOW__WORKERS__EXECUTION_API_RETRY_WAIT_MAX": "10",
     }
 
 
