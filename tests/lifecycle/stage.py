@@ -277,6 +277,7 @@ def airflow_variables(folder: Path, extra: Mapping[str, str], parallelism: int) 
         "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
         # And it kills one that could not report for 15 s: an API server may take longer to start.
         "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": "36",
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "300",
         "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "12",
         "AIRFLOW__WORKERS__EXECUTION_API_RETRY_WAIT_MAX": "10",
     }
