@@ -6,7 +6,9 @@ teardown (a user marks it, or its process is lost), what it leaves behind is end
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 TEARDOWN = "ArcadiaTeardownWorkerOperator"
 RENEW_THEMSELVES = frozenset({RESERVE, TEARDOWN, "ArcadiaBatchInferenceOperator", "ArcadiaModelReadySensor"})
+
+_LOOK_S = 2.0
 
 log = logging.getLogger(__name__)
 _keepers: list[Background] = []
@@ -112,8 +116,18 @@ async def _keep(leases: Leases, name: str) -> None:
     from airflow_arcadia.exceptions import LeaseError  # noqa: PLC0415
     from airflow_arcadia.launchers.renewal import keep_renewed  # noqa: PLC0415
 
+    supervised_by = os.getppid()
+    renewing = asyncio.ensure_future(keep_renewed(leases, name, log))
     try:
-        await keep_renewed(leases, name, log)
+        while not renewing.done() and os.getppid() == supervised_by:
+            await asyncio.wait({renewing}, timeout=_LOOK_S)
+        if not renewing.done():
+            # Airflow has lost this task, and may be gone: what the task still does keeps no worker.
+            log.info("Lease %s is no longer renewed: what supervised this task is gone.", name)
+            renewing.cancel()
+        await renewing
+    except asyncio.CancelledError:
+        renewing.cancel()
     except LeaseError:
         log.info("There is no lease %s to renew while this task runs.", name)
     except Exception:  # a thread must not end in silence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from types import SimpleNamespace
@@ -77,6 +78,24 @@ def test_its_lease_is_renewed_until_the_task_ends(dag: DAG, store: LeaseStore, l
     wait_for(lambda: renewed_after(seen), 10, "another one")
     tasks.on_task_instance_success(None, None)
     assert not tasks._keepers
+
+
+def test_a_task_that_lost_its_supervisor_renews_nothing_any_more(
+    dag: DAG,
+    store: LeaseStore,
+    lease: Lease,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    parent = [os.getppid()]
+    monkeypatch.setattr(tasks, "_LOOK_S", 0.05)
+    monkeypatch.setattr(tasks.os, "getppid", lambda: parent[0])
+    with caplog.at_level("INFO", logger=tasks.__name__):
+        tasks.on_task_instance_running(None, instance(dag, "worker.long", lease))
+        wait_for(lambda: (store.read(lease.name) or lease).renewed_at > lease.renewed_at, 10, "a renewal")
+        parent[0] = 1
+        wait_for(lambda: "what supervised this task is gone" in caplog.text, 10, "the end of the renewals")
+    tasks.on_task_instance_success(None, None)
 
 
 def test_a_mapped_group_has_a_lease_for_each_index(dag: DAG, store: LeaseStore, lease: Lease):
