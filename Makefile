@@ -30,8 +30,8 @@ chromium: ## install the browser of the pages' tests, where this is root on Debi
 test-browser: setup chromium ## run the tests of the pages in a browser; ARCADIA_SCREENSHOTS=1 takes pictures for docs
 	$(PYTEST) tests/browser $(ARGS)
 
-test: setup chromium ## run the test suite, real engines and a whole Airflow included
-	$(PYTEST) $(IN_PARALLEL) -m "not chaos" $(ARGS)
+test: setup ## run the test suite, real engines and whole Airflows included; test-browser and test-chaos are apart
+	$(PYTEST) $(IN_PARALLEL) -m "not chaos and not browser" $(ARGS)
 
 test-fast: setup ## run what needs no engine, no scheduler and no cluster: under a minute
 	$(PYTEST) $(IN_PARALLEL) -m "not slow and not chaos and not engine and not e2e and not airflow and not cluster" $(ARGS)
