@@ -125,10 +125,21 @@ export function followTheme() {
 
 export const runPath = (one) => `/dags/${encodeURIComponent(one.dag_id)}/runs/${encodeURIComponent(one.run_id)}`;
 
-// Airflow's own pages open in Airflow, not in the frame.
+// A link to one of Airflow's own pages, which opens in Airflow, not in the frame.
 export function link(path, text) {
   const base = location.pathname.replace(/\/arcadia\/.*$/, "");
-  return element("a", { href: `${base}${path}`, target: "_top" }, text);
+  return element("a", { href: `${base}${path}`, target: "_top", onclick: followInAirflow }, text);
+}
+
+// Airflow's frame is sandboxed without allow-top-navigation, so that the browser ignores ``_top`` there. Airflow's
+// own document has the same origin: a link of that document is followed in this one's place.
+function followInAirflow(event) {
+  if (window.parent === window) return;
+  event.preventDefault();
+  const outside = window.parent.document.createElement("a");
+  outside.href = event.currentTarget.href;
+  const { ctrlKey, metaKey, shiftKey } = event;
+  outside.dispatchEvent(new MouseEvent("click", { cancelable: true, ctrlKey, metaKey, shiftKey }));
 }
 
 export function poll(read, everyMs) {
