@@ -101,8 +101,10 @@ function workerRows(lease) {
 }
 
 function clusterRows(cluster) {
+  // Two connections may list clusters of the same name, or the same cluster.
+  const from = [element("br"), muted(`${cluster.connection}: ${cluster.url}`)];
   if (cluster.error) {
-    return [element("tr", {}, element("td", {}, cluster.name, element("br"), muted(cluster.url)),
+    return [element("tr", {}, element("td", {}, cluster.name, ...from),
       element("td", { colspan: 4 }, muted(cluster.error)),
       element("td", {}, element("span", { class: "state bad" }, "away")))];
   }
@@ -110,7 +112,7 @@ function clusterRows(cluster) {
   const health = (ok, text) => element("td", {}, element("span", { class: ok ? "state ok" : "state bad" }, text));
   return [
     element("tr", {},
-      element("td", {}, cluster.name, element("br"), muted(cluster.url)),
+      element("td", {}, cluster.name, ...from),
       element("td", {}, number(cluster.gpus_total)), element("td", {}, number(used)),
       element("td", {}, number(cluster.gpus_free)),
       element("td", {}, `Ray ${cluster.ray_version}, Python ${cluster.python_version}`),
