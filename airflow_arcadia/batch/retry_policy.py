@@ -31,6 +31,8 @@ _UNAVAILABLE = frozenset({error_codes.NO_WORKER, error_codes.WORKER_TIMEOUT})
 _INTERNAL = frozenset({error_codes.INTERNAL, error_codes.OUT_OF_MEMORY})
 _UNFINISHED = frozenset({"abort", "error"})
 """vLLM's finish reasons of an answer it gave up on, sent with HTTP 200 when it shuts down."""
+_ENDED = frozenset({"completed", "incomplete"})
+"""Statuses of a response that was answered, whole or up to its length limit."""
 _MESSAGE_CONTENT = ("content", "tool_calls", "reasoning", "reasoning_content", "refusal", "audio")
 
 
@@ -173,15 +175,34 @@ def _judge_answer(body: object, raw: bytes) -> dict[str, Any] | Failure:
         error = body.get("error")
         message = _text(error if isinstance(error, Mapping) else body, raw)
         return Failure(Verdict.ROW, "server_error", message, unsure=True, status=200, error=body)
-    choices, data = body.get("choices"), body.get("data")
+    reason = _response_fault(body) if body.get("object") == "response" else _content_fault(body, raw)
+    return body if reason is None else bad_answer(reason)
+
+
+def _content_fault(body: Mapping[str, Any], raw: bytes) -> str | None:
+    """What is wrong with an answer that is choices, embeddings, scores or rerankings."""
+    choices = body.get("choices")
     if isinstance(choices, list) and choices:
-        for choice in choices:
-            if (reason := _choice_fault(choice)) is not None:
-                return bad_answer(reason)
-        return body
-    if isinstance(data, list) and data and all(isinstance(part, dict) for part in data):
-        return body
-    return bad_answer(f"it has neither choices nor embeddings: {_start(raw)}")
+        return next((fault for choice in choices if (fault := _choice_fault(choice)) is not None), None)
+    # Embeddings and scores are in `data`, rerankings in `results`.
+    if any(_is_list_of_objects(body.get(key)) for key in ("data", "results")):
+        return None
+    return f"it has neither choices nor data nor results: {_start(raw)}"
+
+
+def _is_list_of_objects(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(part, dict) for part in value)
+
+
+def _response_fault(body: Mapping[str, Any]) -> str | None:
+    """What is wrong with an answer of the Responses API."""
+    if body.get("status") not in _ENDED:
+        return f"the engine gave up on the row (status {body.get('status')!r})"
+    output = body.get("output")
+    if not isinstance(output, list) or not all(isinstance(item, dict) for item in output):
+        return "it has no output"
+    # An empty one is an answer: it was cut off before its first item.
+    return None
 
 
 def _choice_fault(choice: object) -> str | None:

@@ -37,6 +37,10 @@ def kind(failure: Failure) -> tuple[Verdict, bool]:
         {"choices": [{"message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}]},
         {"choices": [{"message": {"content": None, "tool_calls": [{}]}, "finish_reason": {"odd": 1}}]},
         {"data": [{"embedding": [1.0]}]},
+        {"data": [{"index": 0, "object": "score", "score": 0.5}]},
+        {"results": [{"index": 0, "relevance_score": 0.5}]},
+        {"object": "response", "status": "completed", "output": [{"type": "message"}], "error": None},
+        {"object": "response", "status": "incomplete", "output": []},
     ],
 )
 def test_a_whole_answer_is_no_failure(body):
@@ -56,6 +60,12 @@ def test_a_whole_answer_is_no_failure(body):
         {"choices": ["text"]},
         {"data": []},
         {"data": ["x"]},
+        {"results": []},
+        {"results": ["x"]},
+        {"object": "response", "status": "completed"},
+        {"object": "response", "status": "completed", "output": ["x"]},
+        {"object": "response", "status": "cancelled", "output": [{"type": "message"}]},
+        {"object": "response", "status": "failed", "output": [], "error": {"message": "no"}},
         {"object": "error", "message": "no"},
         {"choices": [{"finish_reason": "abort", "text": "half"}]},
         {"choices": [{"finish_reason": "error", "text": "half"}]},
