@@ -86,14 +86,24 @@ def _answer(line: Mapping[str, Any]) -> dict[str, Any]:
     body = (line.get("response") or {}).get("body") or {}
     choice: Mapping[str, Any] = next(iter(body.get("choices") or ()), {})
     text = (choice.get("message") or {}).get("content") or choice.get("text")
-    if text is None and body.get("data"):
-        text = json.dumps(body["data"])
+    if text is None:
+        text = _response_text(body)
+    values = body.get("data") or body.get("results")
+    if text is None and values:
+        text = json.dumps(values)
     error = line.get("error") or body.get("error")
     return {
         "custom_id": line.get("custom_id"),
         "text": str(text)[:_LONGEST_TEXT] if text is not None else None,
         "error": str((error or {}).get("message") or error)[:_LONGEST_TEXT] if error else None,
     }
+
+
+def _response_text(body: Mapping[str, Any]) -> str | None:
+    """The text of an answer of the Responses API; None where there is none."""
+    items = [item for item in body.get("output") or () if item.get("type") == "message"]
+    texts = [part.get("text") or "" for item in items for part in item.get("content") or ()]
+    return "".join(texts) or None
 
 
 def _code(line: Mapping[str, Any]) -> str:

@@ -38,6 +38,23 @@ def test_the_first_three_answers_and_the_errors_by_code_are_shown(tmp_path: Path
     assert shown["note"] is None
 
 
+def test_answers_of_all_kinds_are_shown(tmp_path: Path):
+    parts = [{"type": "output_text", "text": "Yes"}, {"type": "output_text", "text": "."}]
+    items = [{"type": "reasoning", "summary": []}, {"type": "message", "content": parts}]
+    bodies = [
+        {"object": "response", "output": items},
+        {"data": [{"index": 0, "score": 0.5}]},
+        {"results": [{"index": 1}]},
+    ]
+    lines = [{"custom_id": "a", "response": {"status_code": 200, "body": body}} for body in bodies]
+    shown = samples.of_output({"output": write(tmp_path / "o.jsonl", lines)})
+    assert [one["text"] for one in shown["answers"]] == [
+        "Yes.",
+        '[{"index": 0, "score": 0.5}]',
+        '[{"index": 1}]',
+    ]
+
+
 def test_prompts_stand_beside_the_first_answers(tmp_path: Path):
     output = write(tmp_path / "o.jsonl", [chat(name, name.upper()) for name in "abc"])
     rows = [
