@@ -15,6 +15,7 @@ import openai
 import pytest
 
 from airflow_arcadia.batch import BatchSpec, Endpoint, run_batch
+from airflow_arcadia.batch.openai_format import RERANK, SCORE
 from tests.engine.serving import TINY_ENGINE, Served, behind_fastchat
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
@@ -145,6 +146,35 @@ def test_a_batch_of_embeddings_and_fastchats_call_agree_with_it(
     told = worker.post("/worker_get_embeddings", {"input": TEXTS}).json()
     assert told["token_num"] > 20
     check(told["embedding"], reference)
+
+
+def cosine(first: list[float], second: list[float]) -> float:
+    return sum(a * b for a, b in zip(first, second, strict=True))
+
+
+def test_a_batch_of_scores_and_rerankings_is_the_cosine_of_the_models_own_vectors(
+    worker: Served, reference: list[list[float]], tmp_path: Path
+):
+    rows = [
+        {"url": SCORE, "body": {"queries": TEXTS[0], "documents": TEXTS[1:]}},
+        {"url": RERANK, "body": {"query": TEXTS[0], "documents": TEXTS[1:], "top_n": 2}},
+        {"url": SCORE, "body": {"queries": TEXTS[0]}},
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outputs = []
+    for number in range(2):
+        output = tmp_path / f"out-{number}.jsonl"
+        parameters = {"max_tokens": 5, "temperature": 0}
+        spec = BatchSpec(str(tmp_path / "in.jsonl"), str(output), MODEL, parameters, endpoint_timeout_s=60)
+        assert run_batch(spec, [Endpoint(worker.url, KEY)]).ok == 2
+        outputs.append(output.read_bytes())
+    assert outputs[0] == outputs[1]
+    scores, ranks, wrong = [json.loads(line) for line in outputs[0].splitlines()]
+    wanted = [cosine(reference[0], other) for other in reference[1:]]
+    assert [row["score"] for row in scores["response"]["body"]["data"]] == pytest.approx(wanted, abs=1e-4)
+    results = ranks["response"]["body"]["results"]
+    assert [row["index"] for row in results] == sorted(range(len(wanted)), key=lambda at: -wanted[at])[:2]
+    assert wrong["error"]["code"] == "no_prompt"
 
 
 def test_what_the_model_cannot_do_gets_fastchats_code(worker: Served):
