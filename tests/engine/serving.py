@@ -122,7 +122,8 @@ def launched(
     :param port: where it listens however often it is launched; 0 takes a free one each time.
     """
     store = LeaseStore(root)
-    name = store.reserve(Identity("tests", root.name, "worker"), time.time()).name
+    # The whole path: test runs side by side would end each other's workers by a lease name that they share.
+    name = store.reserve(Identity("tests", str(root), "worker"), time.time()).name
     settings: dict[str, Any] = {
         "dtype": "float32",
         "max_model_len": 512,

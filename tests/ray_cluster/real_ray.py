@@ -58,7 +58,7 @@ def real_ray(
 ) -> Iterator[RealRay]:
     """A head of its own lease, ended with all it started."""
     store = LeaseStore(root)
-    lease = store.reserve(Identity("tests", root.name, "ray"), time.time(), duration_s=3600)
+    lease = store.reserve(Identity("tests", str(root), "ray"), time.time(), duration_s=3600)
     cluster = unused_cluster()
     try:
         process = local.start_head(
