@@ -176,6 +176,16 @@ def test_failed_rows_are_answered_again_and_all_others_are_kept(open_page: Any, 
     assert "the filter is off now" in entry["extra"]
 
 
+def test_a_button_keeps_the_focus_of_the_keyboard_while_the_page_is_read_again(open_page: Any, slow_run: Run):
+    frame = frame_of(open_page(PAGE))
+    button = frame.locator(f"tr[data-lease='{slow_run.lease}']").get_by_role("button", name="Extend")
+    button.focus()
+    done = frame.locator("tr[data-batch]", has_text=slow_run.dag_id).locator(".bar span")
+    before = done.inner_text()
+    expect(done).not_to_have_text(before)
+    expect(button).to_be_focused(timeout=1_000)
+
+
 def test_a_lease_is_extended_with_a_note(open_page: Any, stage: Stage, slow_run: Run):
     frame = frame_of(open_page(PAGE))
     worker = frame.locator(f"tr[data-lease='{slow_run.lease}']")

@@ -174,7 +174,7 @@ def test_an_action_on_a_batch_needs_the_right_to_change_its_tasks(monkeypatch, a
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/batch", "/static/overview.js", "/static/batch.js", "/static/confirm.js", "/static/page.css"],
+    ["/", "/batch", *(f"/static/{file.name}" for file in sorted(app.STATIC.iterdir()))],
 )
 def test_the_pages_and_what_they_load_are_served(monkeypatch, path):
     assert Page(monkeypatch).client.get(path).status_code == 200

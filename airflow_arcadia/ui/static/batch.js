@@ -1,6 +1,7 @@
 import { ask, bar, chart, duration, element, followTheme, number, poll, say, stateClass, table } from "./common.js";
 import { batchActions } from "./confirm.js";
 import { answers, errors } from "./samples.js";
+import { update } from "./update.js";
 
 const query = new URLSearchParams(location.search);
 if (!/^-?\d+$/.test(query.get("map_index") || "")) query.set("map_index", "-1");
@@ -52,11 +53,11 @@ function timeline(steps) {
 async function read() {
   try {
     const batch = await ask(`api/batch?${query}`);
-    at("actions").replaceChildren(...batchActions(batch, element, read));
-    at("batch").replaceChildren(facts(batch));
-    at("throughput").replaceChildren(batch.history.length > 1 ? chart(batch.history)
+    update(at("actions"), ...batchActions(batch, element, read));
+    update(at("batch"), facts(batch));
+    update(at("throughput"), batch.history.length > 1 ? chart(batch.history)
       : element("p", { class: "muted" }, "Drawn once rows are answered."));
-    at("timeline").replaceChildren(timeline(batch.timeline));
+    update(at("timeline"), timeline(batch.timeline));
     const completion = batch.summary ? batch.summary.completion_id || "done" : "running";
     if (answersOf !== completion) await readSamples(completion);
     document.body.dataset.read = "yes";
@@ -68,8 +69,8 @@ async function read() {
 async function readSamples(completion) {
   const found = await ask(`api/batch/samples?${query}`);
   answersOf = completion;
-  at("answers").replaceChildren(answers(found));
-  at("errors").replaceChildren(errors(found));
+  update(at("answers"), answers(found));
+  update(at("errors"), errors(found));
 }
 
 followTheme();

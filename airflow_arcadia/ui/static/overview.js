@@ -3,6 +3,7 @@ import { ask, bar, duration, element, followTheme, line, link, number, poll, run
   from "./common.js";
 import { batchActions, confirm } from "./confirm.js";
 import { answers, errors } from "./samples.js";
+import { update } from "./update.js";
 
 const POLL_MS = 1500; // the server reads each source at most once a second, whoever asks
 const opened = new Map(); // batch -> its samples, null while they are read
@@ -23,7 +24,7 @@ function strip(held) {
   children.push(held.leaks.length
     ? element("p", { class: "state bad" }, `Past their time: ${held.leaks.join(", ")}`)
     : element("p", { class: "muted" }, "No lease is past its time"));
-  at("strip").replaceChildren(...children);
+  update(at("strip"), ...children);
 }
 
 function batchRows(batch) {
@@ -130,18 +131,18 @@ function show() {
   const batches = latest.batches.filter((batch) => !only || batch.attention);
   const leases = latest.leases.filter((lease) => !only || lease.attention);
   strip(latest.held);
-  at("away").replaceChildren(...latest.away.map((one) => element("li", {}, `${one.source}: ${one.error}`)));
+  update(at("away"), ...latest.away.map((one) => element("li", {}, `${one.source}: ${one.error}`)));
   at("away").hidden = !latest.away.length;
   at("reap").hidden = !latest.may_reap;
-  at("batches").replaceChildren(table(
+  update(at("batches"), table(
     ["Batch", "State", "Rows", "Failed", "Rows/s", "Tokens/s", "Left / took", "Rows/s over time", "Attempt",
       "Output", ""],
     batches.flatMap(batchRows), only ? "No batch needs attention." : "No batch has run yet."));
-  at("workers").replaceChildren(table(
+  update(at("workers"), table(
     ["Model", "Phase", "GPUs", "Held for", "Lease left", "Restarts", "Tokens/s", "Running / waiting", "KV cache",
       "Run", ""],
     leases.flatMap(workerRows), only ? "No worker needs attention." : "No worker runs: no GPU is held."));
-  at("clusters").replaceChildren(table(
+  update(at("clusters"), table(
     ["Cluster, nodes", "GPUs", "Used", "Free", "Versions", "Health"],
     latest.clusters.flatMap(clusterRows), "No connection of type arcadia lists a Ray cluster."));
   at("at").textContent = `as of ${new Date(1000 * latest.at).toLocaleTimeString()}`;
