@@ -66,6 +66,7 @@ def test_the_page_shows_a_running_batch_its_worker_and_the_clusters(
     batch = frame.locator("tr[data-batch]", has_text=slow_run.dag_id)
     expect(batch).to_contain_text("running")
     expect(batch.locator("svg.spark polyline")).to_be_attached()
+    expect(batch.get_by_role("button", name="Cancel")).to_be_in_viewport(ratio=1)
     done = batch.locator(".bar span")
     before = done.inner_text()
     assert re.fullmatch(r"[\d,]+ / 3,000", before)

@@ -36,7 +36,9 @@ function batchRows(batch) {
   const row = element("tr", { "data-batch": key },
     element("td", {}, link(taskPath(batch), batch.task_id), element("br"),
       muted(batch.dag_id), element("br"), element("span", { class: "muted run", title: batch.run_id }, batch.run_id)),
-    element("td", {}, element("span", { class: stateClass(batch.state) }, batch.state || "waiting")),
+    // The buttons are here because the last columns of a narrow window are seen only after scrolling.
+    element("td", { class: "actions" }, element("span", { class: stateClass(batch.state) }, batch.state || "waiting"),
+      ...batchActions(batch, element, read)),
     element("td", {}, bar(batch.progress)),
     element("td", {}, progress.failed ? element("span", { class: "state bad" }, number(progress.failed)) : "0"),
     element("td", {}, running ? number(progress.rows_per_s, 1) : "–"),
@@ -46,12 +48,11 @@ function batchRows(batch) {
     element("td", {}, number(batch.attempt)),
     element("td", {}, element("span", { class: "output", title: output }, output || "–"), output
       ? element("button", { type: "button", "aria-expanded": String(opened.has(key)),
-        onclick: () => toggle(batch) }, opened.has(key) ? "Hide answers" : "Show answers") : ""),
-    element("td", {}, ...batchActions(batch, element, read)));
+        onclick: () => toggle(batch) }, opened.has(key) ? "Hide answers" : "Show answers") : ""));
   if (!opened.has(key)) return [row];
   const found = opened.get(key);
   const shown = found ? [answers(found), element("h3", {}, "Failed rows by code"), errors(found)] : ["Reading …"];
-  return [row, element("tr", {}, element("td", { colspan: 11 }, ...shown))];
+  return [row, element("tr", {}, element("td", { colspan: 10 }, ...shown))];
 }
 
 async function toggle(batch) {
@@ -136,7 +137,7 @@ function show() {
   at("reap").hidden = !latest.may_reap;
   update(at("batches"), table(
     ["Batch", "State", "Rows", "Failed", "Rows/s", "Tokens/s", "Left / took", "Rows/s over time", "Attempt",
-      "Output", ""],
+      "Output"],
     batches.flatMap(batchRows), only ? "No batch needs attention." : "No batch has run yet."));
   update(at("workers"), table(
     ["Model", "Phase", "GPUs", "Held for", "Lease left", "Restarts", "Tokens/s", "Running / waiting", "KV cache",
