@@ -214,10 +214,16 @@ def test_a_pod_that_fits_nowhere_says_so_in_the_schedulers_words(cluster: Cluste
 
 
 def test_a_pod_that_ignores_sigterm_is_killed_when_its_grace_is_over(cluster: Cluster):
-    script = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up'); time.sleep(600)"
+    script = (
+        "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+    )
     body = cluster.manifest("deaf", script, terminationGracePeriodSeconds=1)
     cluster.core.create_namespaced_pod(cluster.namespace, body)
     cluster.wait_for_phase("deaf", "Running")
+    # Only then does it ignore the signal.
+    wait_for(
+        lambda: "up" in cluster.core.read_namespaced_pod_log("deaf", cluster.namespace), 30, "its output"
+    )
     began = time.monotonic()
     cluster.core.delete_namespaced_pod("deaf", cluster.namespace)
     wait_for(lambda: cluster.pod("deaf") is None, 30, "the pod to go")
