@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import aiohttp
@@ -37,10 +37,12 @@ class BatchRenewal:
     """Renews leases of a namespace by the progress that their workers tell of.
 
     :param api: the namespace.
+    :param clock: seconds since the epoch, at which a worker is asked.
     """
 
-    def __init__(self, api: KubernetesApi) -> None:
+    def __init__(self, api: KubernetesApi, clock: Callable[[], float] = time.time) -> None:
         self._api = api
+        self._clock = clock
 
     def renew(self, held: Sequence[Held], now: float) -> list[Held]:
         """The same leases, renewed where a batch gets further that nobody else renews for.
@@ -51,7 +53,7 @@ class BatchRenewal:
         due = [item.lease for item in held if item.lease is not None and is_due(item.lease, now)]
         if not due:
             return list(held)
-        renewed = self._api.run(lambda session: _renewed(session, due))
+        renewed = self._api.run(lambda session: _renewed(session, due, self._clock))
         return [replace(item, lease=renewed.get(item.name, item.lease)) for item in held]
 
 
@@ -108,7 +110,7 @@ def status_url(pod: Object) -> str | None:
     return f"http://{host}:{port}{STATUS_PATH}"
 
 
-async def _renewed(session: Session, due: Sequence[Lease]) -> dict[str, Lease]:
+async def _renewed(session: Session, due: Sequence[Lease], clock: Callable[[], float]) -> dict[str, Lease]:
     """Those of the leases that were renewed, by name."""
     urls: dict[str, list[str]] = {lease.name: [] for lease in due}
     for pod in await session.find(POD, WORKER_LABEL):
@@ -117,7 +119,7 @@ async def _renewed(session: Session, due: Sequence[Lease]) -> dict[str, Lease]:
             urls[name].append(url)
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_ASK_S)) as client:
         moments = await asyncio.gather(
-            *(asyncio.gather(*(_ask(client, url) for url in urls[lease.name])) for lease in due)
+            *(asyncio.gather(*(_ask(client, url, clock) for url in urls[lease.name])) for lease in due)
         )
     found: dict[str, Lease] = {}
     for lease, told in zip(due, moments, strict=True):
@@ -139,9 +141,9 @@ async def _renew(session: Session, name: str, moment: float) -> Lease:
     return renewed
 
 
-async def _ask(client: aiohttp.ClientSession, url: str) -> float | None:
+async def _ask(client: aiohttp.ClientSession, url: str, clock: Callable[[], float]) -> float | None:
     """When the worker's batch got further; None when it does not tell."""
-    asked_at = time.time()
+    asked_at = clock()
     try:
         async with client.post(url, json={}, allow_redirects=False) as response:
             body = await response.content.read(_LONGEST_ANSWER)

@@ -193,8 +193,9 @@ def test_a_batch_that_gets_further_renews_the_worker_and_the_runs_that_use_it(
 
     def both_are_renewed() -> bool:
         """After one look, as the lease watcher takes it; the pod may answer late on a busy machine."""
+        later = time.time() + 1300  # past a third of the lease
         held = [Held(lease, leases.read(lease), 0.0) for lease in (run.lease, name)]
-        BatchRenewal(api).renew(held, time.time() + 1300)  # past a third of the lease
+        BatchRenewal(api, clock=lambda: later).renew(held, later)
         found = [leases.read(lease) for lease in (run.lease, name)]
         return all(lease is not None and lease.last_renewed_at > time.time() + 1200 for lease in found)
 
