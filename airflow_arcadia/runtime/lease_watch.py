@@ -89,13 +89,19 @@ class LeaseWatch:
 def remove_warm_lease(file: Path) -> None:
     """Remove the lease of a warm worker whose time is over: no run is left that would tear it down."""
     store, name = LeaseStore(file.parent.parent), file.parent.name
+
+    def is_left_alone() -> bool:
+        lease = store.read(name)
+        if lease is None or lease.warm is None or lease.released:
+            return False  # whoever releases a lease tears it down
+        return lease.lapsed(time.time())
+
     try:
+        # Looked at before it is locked: a teardown holds the lock while it waits for this process to end.
+        if not is_left_alone():
+            return
         with store.locked(name):
-            lease = store.read(name)
-            ended = lease is not None and lease.warm is not None and lease.lapsed(time.time())
-            if lease is None or not ended or lease.released:
-                return  # whoever releases a lease tears it down
-            if all(process.pid == os.getpid() for process in find_marked(name)):
+            if is_left_alone() and all(process.pid == os.getpid() for process in find_marked(name)):
                 store.remove(name)
     except (ArcadiaError, OSError) as error:
         say(f"the lease is left to the reaper: {error}")

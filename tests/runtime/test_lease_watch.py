@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
 
 from airflow_arcadia.lease import DEFAULT_DURATION_S, Lease
 from airflow_arcadia.lease_store import LeaseStore
-from airflow_arcadia.runtime.lease_watch import LeaseWatch
+from airflow_arcadia.runtime.lease_watch import LeaseWatch, remove_warm_lease
 
 
 class Clock:
@@ -75,3 +76,15 @@ def test_a_lease_that_can_be_read_again_counts_as_it_is_now(
     file.write_text(whole)
     assert watched.check() is None
     assert "can be read again" in capsys.readouterr().out
+
+
+def test_what_ends_under_a_lease_does_not_wait_for_the_teardown_that_waits_for_it(
+    store: LeaseStore, lease: Lease
+):
+    store.update(lease.name, lambda held: held.release())
+    ending = threading.Thread(target=remove_warm_lease, args=(store.file(lease.name),), daemon=True)
+    with store.locked(lease.name):
+        ending.start()
+        ending.join(10)
+        assert not ending.is_alive()
+    assert store.read(lease.name) is not None
