@@ -43,7 +43,7 @@ class BatchRoutes:
             found = page(batches, query_of(scope), default=_DEFAULT_PAGE, longest=_LONGEST_PAGE)
             await respond(send, 200, found)
         elif (batch := self._jobs.find(parts[0], trusted=trusted)) is None:
-            await refuse(send, 404, "There is no batch of this id.")
+            await refuse(send, 404, "There is no batch with this id.")
         elif len(parts) == 1 and method == "GET":
             await respond(send, 200, batch.to_openai())
         elif parts[1:] == ["cancel"] and method == "POST":

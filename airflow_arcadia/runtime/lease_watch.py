@@ -90,7 +90,7 @@ def remove_warm_lease(file: Path) -> None:
     """Remove the lease of a warm worker whose time is over: no run is left that would tear it down."""
     store, name = LeaseStore(file.parent.parent), file.parent.name
 
-    def is_left_alone() -> bool:
+    def is_abandoned() -> bool:
         lease = store.read(name)
         if lease is None or lease.warm is None or lease.released:
             return False  # whoever releases a lease tears it down
@@ -98,10 +98,10 @@ def remove_warm_lease(file: Path) -> None:
 
     try:
         # Looked at before it is locked: a teardown holds the lock while it waits for this process to end.
-        if not is_left_alone():
+        if not is_abandoned():
             return
         with store.locked(name):
-            if is_left_alone() and all(process.pid == os.getpid() for process in find_marked(name)):
+            if is_abandoned() and all(process.pid == os.getpid() for process in find_marked(name)):
                 store.remove(name)
     except (ArcadiaError, OSError) as error:
         say(f"the lease is left to the reaper: {error}")

@@ -23,7 +23,7 @@ _LONGEST_PAGE = 10_000
 _FORM_BYTES = 64 * 1024
 """What the form around a file may take."""
 _BLOCK = 256 * 1024
-_UNKNOWN = "There is no file of this id."
+_UNKNOWN = "There is no file with this id."
 
 
 def is_file_path(path: str) -> bool:
