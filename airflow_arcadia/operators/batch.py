@@ -160,6 +160,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
             handles = self._handles()
             spec = self._spec(context)
             _check_run_in(self.run_in)
+            parse(FailedRowsPolicy, self._policy_values(), "")
             if self.run_in == "worker":
                 # A cleared task needs no worker to find what is answered.
                 if (done := self._finished(spec)) is not None:

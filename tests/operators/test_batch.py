@@ -516,6 +516,21 @@ def test_a_policy_that_does_not_exist_is_refused_when_the_dag_is_parsed(
         batch(worker, tmp_path, on_failed_rows="ignore")
 
 
+@pytest.mark.parametrize(
+    ("field", "rendered"), [("on_failed_rows", "ignore"), ("failed_rows_accepted", "few")]
+)
+async def test_a_template_that_renders_to_no_policy_is_refused_before_a_row_is_sent(
+    worker: dict, tmp_path: Path, engine: FakeEngine, field: str, rendered: str
+):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    operator = batch(worker, tmp_path, **{field: "{{ params.policy }}"})
+    setattr(operator, field, rendered)
+    with pytest.raises(AirflowFailException, match=field):
+        await asyncio.to_thread(operator.execute, make_context())
+    assert engine.seen.total() == 0
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 def test_a_batch_that_ended_in_the_worker_says_why_line_by_line(
     worker: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
