@@ -175,18 +175,24 @@ class FileStore:
     def remove(self, file_id: str) -> None:
         """Remove a file; nothing happens when it is gone already."""
         with self._lock:
-            self._files.pop(file_id, None)
-            self._record(file_id).unlink(missing_ok=True)
-            # Content without a record is removed when the store is opened again.
             self.path(file_id).unlink(missing_ok=True)
+            self._record(file_id).unlink(missing_ok=True)
+            self._files.pop(file_id, None)
 
     def remove_expired(self) -> None:
-        """Remove files whose time is over, but for those that a batch reads."""
+        """Remove files whose time is over, but for those that a batch reads.
+
+        One that the disk does not let go is said and tried again: it must not end the worker, nor an upload.
+        """
         with self._lock:
             expired = [file.id for file in self._files.values() if self._has_expired(file)]
         for file_id in expired:
-            if not self.in_use(file_id):
+            if self.in_use(file_id):
+                continue
+            try:
                 self.remove(file_id)
+            except OSError as error:
+                say(f"{file_id} has expired and cannot be removed yet: {error}")
 
     def remove_work_folders(self, running: Callable[[str], bool]) -> None:
         """Remove what batches wrote that do not run any more.

@@ -132,6 +132,21 @@ def test_files_expire_unless_a_batch_reads_them(files: FileStore, clock: Clock):
     assert files.list() == []
 
 
+def test_an_expired_file_that_cannot_be_removed_keeps_neither_the_others_nor_an_upload_waiting(
+    files: FileStore, clock: Clock
+):
+    stuck, other = put(files, life=10), put(files, life=10)
+    files.path(stuck.id).unlink()
+    files.path(stuck.id).mkdir()  # a folder cannot be unlinked, by root neither
+    clock.now += 10
+    files.remove_expired()
+    assert not files.path(other.id).exists()
+    assert put(files).bytes == 4
+    files.path(stuck.id).rmdir()
+    files.remove_expired()
+    assert not files.path(stuck.id).with_name(f"{stuck.id}.json").exists()
+
+
 def test_what_a_killed_process_left_unfinished_is_removed(tmp_path: Path, clock: Clock):
     files = opened(tmp_path, clock)
     whole = put(files)
