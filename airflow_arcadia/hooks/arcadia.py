@@ -341,8 +341,8 @@ class ArcadiaHook(BaseHook):
     def _secrets(self, api_key: str | None) -> dict[str, str]:
         found = {
             API_KEY: api_key,
-            RAY_TOKEN: self._extra("ray_token"),
-            HF_TOKEN: self._extra("hf_token"),
+            RAY_TOKEN: self.ray_token,
+            HF_TOKEN: self.hf_token,
             BATCH_TOKEN: secrets.token_urlsafe(32),
         }
         return {key: value for key, value in found.items() if value}

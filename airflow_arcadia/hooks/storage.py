@@ -16,11 +16,11 @@ from urllib.parse import urlsplit
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 
+from airflow_arcadia.batch.spec import NO_ROW_SENT
 from airflow_arcadia.batch.storage.base import protocol_of
 from airflow_arcadia.exceptions import ArcadiaConfigError, BatchInputError
 
 S3, GCS, AZURE = ("s3", "s3a"), ("gs", "gcs"), ("abfs", "abfss", "az", "adl")
-_NO_ROW_SENT = "No row was sent."
 
 Options = dict[str, Any]
 StorageOptions = dict[str, Options]
@@ -65,7 +65,7 @@ def storage_of_batch(conn_id: str | None, *uris: str) -> StorageOptions:
             f"storage_conn_id is {conn_id!r}, but neither input nor output begins with "
             f"{' or '.join(f'{name}://' for name in options)}.",
             what_to_do="Correct the URIs, or leave storage_conn_id out.",
-            still_running=_NO_ROW_SENT,
+            still_running=NO_ROW_SENT,
         )
     return options
 
@@ -78,7 +78,8 @@ def _of_aws(connection: Any, extra: Mapping[str, Any], conn_id: str) -> Options:
             "with keys.",
         )
     client = {"region_name": extra.get("region_name"), "verify": extra.get("verify")}
-    service = (extra.get("service_config") or {}).get("s3") or {}
+    config = _json_object(extra.get("service_config") or {}, conn_id, "service_config")
+    service = _json_object(config.get("s3") or {}, conn_id, "service_config")
     return _given(
         key=connection.login or extra.get("aws_access_key_id"),
         secret=connection.password or extra.get("aws_secret_access_key"),
@@ -143,7 +144,7 @@ def _key_file(path: str, conn_id: str) -> Options:
         raise BatchInputError(
             f"The key file of connection {conn_id!r} cannot be read: {error}.",
             what_to_do="Correct its key_path, or give the key itself as keyfile_dict.",
-            still_running=_NO_ROW_SENT,
+            still_running=NO_ROW_SENT,
         ) from error
     return _json_object(text, conn_id, "key_path")
 
