@@ -106,7 +106,13 @@ def sweep(backend: Backend, watches: Watches, clock: Callable[[], float], *, gra
     now = clock()
     watches.look(now)
     report = reap(
-        backend, _unknown, now, grace_s=grace_s, only=lambda held: watches.why(held, now), among=found
+        backend,
+        _unknown,
+        now,
+        grace_s=grace_s,
+        only=lambda held: watches.why(held, now),
+        among=found,
+        count_gpus=False,
     )
     watches.forget_others([*report.kept, *report.errors, *(r.name for r in report.reaped if r.left)])
     return report

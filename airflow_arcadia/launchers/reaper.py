@@ -143,6 +143,7 @@ def reap(
     grace_s: float = 30.0,
     only: Callable[[Held], str | None] | None = None,
     among: Iterable[Held] | None = None,
+    count_gpus: bool = True,
 ) -> Report:
     """End what nobody holds any more. One lease that cannot be dealt with does not keep the others.
 
@@ -150,19 +151,21 @@ def reap(
     :param grace_s: seconds a worker may take to end before it is killed.
     :param only: decides in place of :func:`why_unheld`.
     :param among: the leases, where they have been read already.
+    :param count_gpus: whether to ask for the GPUs of what is kept, a request for each lease in a cluster.
     """
     report = Report()
     for held in backend.held() if among is None else among:
         gone = False
         try:
             why = only(held) if only else why_unheld(held, run_state, now)
-            gpus = backend.gpus(held.name)
             if why is None:
                 report.kept.append(held.name)
-                report.gpus[held.name] = gpus
+                if count_gpus:
+                    report.gpus[held.name] = backend.gpus(held.name)
                 if held.lease is not None and held.lease.warm is not None and not held.lease.warm.uses:
                     report.warm.append(held.name)
             else:
+                gpus = backend.gpus(held.name)
                 since = held.lease.renewed_at if held.lease else held.changed_at
                 left = [] if dry_run else backend.end(held, grace_s=grace_s)
                 hours = max(0.0, now - since) / 3600

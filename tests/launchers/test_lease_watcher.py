@@ -82,6 +82,13 @@ def test_the_time_of_an_outage_in_which_nobody_could_renew_does_not_count():
     assert ended.why == "its lease lapsed 0 s ago", "20 s of each of the three gaps count"
 
 
+def test_a_look_asks_nothing_about_leases_that_are_held():
+    backend = FakeBackend(held(LEASE))
+    report = sweep(backend, Watches(), lambda: NOW, grace_s=0)
+    assert report.kept == ["l"]
+    assert backend.asked == []
+
+
 def test_the_clock_is_read_after_the_leases():
     backend, watches, times = FakeBackend(held(LEASE)), Watches(), iter([NOW, NOW + 15, NOW + 30])
     read: list[str] = []

@@ -76,11 +76,13 @@ class FakeBackend:
     def __init__(self, *leases: Held, left: dict[str, list[str] | Exception] | None = None) -> None:
         self.leases, self.left = leases, left or {}
         self.ended: list[str] = []
+        self.asked: list[str] = []
 
     def held(self) -> Iterable[Held]:
         return self.leases
 
     def gpus(self, name: str) -> int:
+        self.asked.append(name)
         return 2
 
     def end(self, held: Held, *, grace_s: float) -> list[str]:
