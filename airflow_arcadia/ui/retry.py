@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from airflow_arcadia.exceptions import ArcadiaConfigError
-from airflow_arcadia.ui.view import RUNNING_STATES
+from airflow_arcadia.ui.view import LAUNCH_OPERATOR, PROVISION_OPERATOR, RAY_SENSOR, RUNNING_STATES
 
 TEARDOWN = "ArcadiaTeardownWorkerOperator"
 WORKER_STEPS = frozenset(
     {
         "ArcadiaReserveWorkerOperator",
         "ArcadiaCheckBatchInputOperator",
-        "ArcadiaProvisionRayClusterOperator",
-        "ArcadiaRayClusterSensor",
-        "ArcadiaLaunchWorkerOperator",
+        PROVISION_OPERATOR,
+        RAY_SENSOR,
+        LAUNCH_OPERATOR,
         "ArcadiaModelReadySensor",
     }
 )
