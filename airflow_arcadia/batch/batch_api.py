@@ -14,7 +14,7 @@ import aiohttp
 
 from airflow_arcadia.batch.progress import Progress
 from airflow_arcadia.batch.spec import BatchSpec, Endpoint
-from airflow_arcadia.exceptions import BatchError
+from airflow_arcadia.exceptions import ArcadiaConfigError, BatchError
 
 _TIMEOUT = aiohttp.ClientTimeout(total=30)
 TOKEN_HEADER = "Arcadia-Batch-Token"  # noqa: S105 - a header's name
@@ -23,7 +23,7 @@ _FIELDS_OF_REQUEST = ("input", "output", "model", "parameters")
 
 @dataclass(frozen=True)
 class Running:
-    """The batch is running. ``progress`` is None before the first rows."""
+    """The batch is running. ``progress`` is None before the first rows, and where it makes no sense."""
 
     progress: Progress | None
 
@@ -57,7 +57,10 @@ def judge(batch: Mapping[str, Any]) -> State:
         errors = (batch.get("errors") or {}).get("data") or [{}]
         return Ended(errors[0].get("message") or f"The batch was {status}.")
     raw = batch.get("progress")
-    return Running(Progress.from_dict(raw) if raw else None)
+    try:
+        return Running(Progress.from_dict(raw) if raw else None)
+    except ArcadiaConfigError:
+        return Running(None)  # it is only shown: a batch that runs must not fail by it
 
 
 class RemoteBatches:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_arcadia.batch.output.segments import Counts
+from airflow_arcadia.validation import mapping, parse
 
 WINDOW_S = 30.0
 """Rates are over this many seconds: long enough to be steady, short enough to show a change."""
@@ -65,9 +66,13 @@ class Progress:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Progress:
-        """Inverse of :meth:`to_dict`; what a worker of another version says beside it is left out."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{key: value for key, value in raw.items() if key in known})
+        """Inverse of :meth:`to_dict`; what a worker of another version says beside it is left out.
+
+        Raises :class:`~airflow_arcadia.exceptions.ArcadiaConfigError` for what is not a progress: a worker
+        may be sick.
+        """
+        given, known = mapping(raw, "progress"), {field.name for field in dataclasses.fields(cls)}
+        return parse(cls, {key: value for key, value in given.items() if key in known}, "progress")
 
 
 class History:

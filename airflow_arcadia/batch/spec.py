@@ -242,5 +242,14 @@ class BatchSummary:
     completion_id: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-safe form; ``BatchSummary(**raw)`` is its inverse."""
+        """JSON-safe form."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> BatchSummary:
+        """Inverse of :meth:`to_dict`; fields that a later version wrote are left out.
+
+        Raises TypeError where one is missing that every version writes.
+        """
+        known = {item.name for item in dataclasses.fields(cls)}
+        return cls(**{key: value for key, value in raw.items() if key in known})

@@ -194,7 +194,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
                 self.log.error("%s", line)
             kind = AirflowException if event["retryable"] else AirflowFailException
             raise kind(event["failed"])
-        summary = BatchSummary(**event["summary"])
+        summary = BatchSummary.from_dict(event["summary"])
         _metrics(context).finished_in_worker(summary)
         return self._done(summary, context)
 

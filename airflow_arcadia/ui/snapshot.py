@@ -12,6 +12,7 @@ import aiohttp
 
 from airflow_arcadia.batch import Progress
 from airflow_arcadia.batch.progress import History
+from airflow_arcadia.exceptions import ArcadiaError, UnreadableLeaseError
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
 from airflow_arcadia.launchers.reaper import Held
 from airflow_arcadia.ray_dashboard import ClusterFacts, RayDashboard
@@ -194,7 +195,7 @@ def ask_clusters(conn_id: str) -> list[tuple[str, str, ClusterFacts | str]]:
 
 
 def ask_batch(handle: Mapping[str, Any], batch_id: str) -> dict[str, Any]:
-    """What the worker says of a batch that it runs itself: OpenAI's Batch object."""
+    """What the worker says of a batch that it runs itself: its ``progress``, None before the first row."""
     worker = WorkerHandle.from_dict(handle)
     conn_id = connection_of(worker.lease)
     if conn_id is None:
@@ -205,14 +206,35 @@ def ask_batch(handle: Mapping[str, Any], batch_id: str) -> dict[str, Any]:
         batches = await hook.remote_batches(worker)
         return await asyncio.wait_for(batches.get(batch_id), REQUEST_S)
 
-    return asyncio.run(ask())
+    return {"progress": progress_in(asyncio.run(ask()))}
+
+
+def progress_in(answer: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The progress in a worker's answer about a batch; None where it has none.
+
+    Checked here, where an error is that of the source: a worker of another version, or a sick one, must not
+    break the page. Raises :class:`~airflow_arcadia.exceptions.ArcadiaConfigError`.
+    """
+    told = answer.get("progress")
+    return None if told is None else Progress.from_dict(told).to_dict()
 
 
 def connection_of(lease: str) -> str | None:
-    """The connection that has the lease; None where no connection has it any more."""
+    """The connection that has the lease; None where no connection has it any more.
+
+    Raises :class:`ArcadiaError` where it is in none that can be read, and another cannot.
+    """
+    unread: ArcadiaError | None = None
     for conn_id in connection_ids():
-        if ArcadiaHook(conn_id).leases.read(lease) is not None:
-            return conn_id
+        try:
+            if ArcadiaHook(conn_id).leases.read(lease) is not None:
+                return conn_id
+        except UnreadableLeaseError:
+            return conn_id  # it is there
+        except ArcadiaError as error:
+            unread = error
+    if unread is not None:
+        raise unread
     return None
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from airflow_arcadia.exceptions import ArcadiaConfigError, LeaseError
 from airflow_arcadia.launchers.reaper import Held
 from airflow_arcadia.lease import Identity, Lease
 from airflow_arcadia.ui import cache, database, snapshot
 from airflow_arcadia.ui.cache import Sources
-from airflow_arcadia.ui.snapshot import Snapshots
+from airflow_arcadia.ui.snapshot import Snapshots, connection_of, progress_in
 from airflow_arcadia.ui.view import Task
 
 NOW = 1000.0
@@ -153,6 +154,41 @@ def test_all_sources_together_may_take_as_long_as_one(world, monkeypatch):
     Snapshots(Sources(ttl_s=0, wait_s=1.5, clock=lambda: clock[0]), now=lambda: NOW).take()
     assert len(waited) > 2
     assert sum(waited) == 1.5
+
+
+def test_the_progress_of_another_versions_worker_is_read_as_far_as_it_is_known():
+    told = progress_in({"progress": {**PROGRESS, "done": "4", "of_a_later_version": 1}})
+    assert told == {**PROGRESS, "prompt_tokens": 0, "completion_tokens": 0}
+    assert progress_in({"progress": None}) is progress_in({}) is None
+
+
+@pytest.mark.parametrize("told", [{}, {**PROGRESS, "done": "many"}, {"done": 1}, [1], "half"])
+def test_a_progress_that_makes_no_sense_is_an_error_of_its_source(told: object):
+    with pytest.raises(ArcadiaConfigError, match="progress"):
+        progress_in({"progress": told})
+
+
+def test_a_connection_that_cannot_be_read_does_not_hide_where_a_lease_is(monkeypatch: pytest.MonkeyPatch):
+    leases = {"away": LeaseError("It is away.", what_to_do="Wait."), "other": None, "mine": LEASE}
+
+    class Hook:
+        def __init__(self, conn_id: str) -> None:
+            self._found = leases[conn_id]
+            self.leases = self
+
+        def read(self, name: str) -> Lease | None:
+            if isinstance(self._found, Exception):
+                raise self._found
+            return self._found
+
+    monkeypatch.setattr(snapshot, "ArcadiaHook", Hook)
+    monkeypatch.setattr(snapshot, "connection_ids", lambda: list(leases))
+    assert connection_of("l") == "mine"
+    leases["mine"] = None
+    with pytest.raises(LeaseError, match="away"):
+        connection_of("l")
+    del leases["away"]
+    assert connection_of("l") is None
 
 
 def test_the_snapshot_is_json(world):

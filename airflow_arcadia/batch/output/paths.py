@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -42,10 +42,8 @@ class Place:
             raw: dict[str, Any] = orjson.loads(self.folder.read(self.summary))
             job = raw["job"]
             manifest = Manifest(**{**job, "identity": Identity(**job["identity"])})
-            known = {field.name for field in fields(BatchSummary)}
             # A summary of an earlier version has no id of its own.
-            told = {"completion_id": manifest.epoch} | {k: v for k, v in raw.items() if k in known}
-            return BatchSummary(**told), manifest
+            return BatchSummary.from_dict({"completion_id": manifest.epoch} | raw), manifest
         except (FileNotFoundError, NotADirectoryError, KeyError, TypeError, ValueError):
             return None
 
