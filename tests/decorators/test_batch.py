@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +14,12 @@ from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 
 from airflow_arcadia import ArcadiaWorkerGroup
 from airflow_arcadia.decorators.batch import ArcadiaBatchDecoratedOperator, arcadia_batch_task
-from airflow_arcadia.lease import Lease
-from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.provider_info import get_provider_info
-from tests.airflow_context import make_context, set_connection
-from tests.batch.fake_engine import FakeEngine, serving
-from tests.operators.test_batch import make_worker
+from tests.airflow_context import make_context
+from tests.batch.fake_engine import FakeEngine
+from tests.operators.workers import connection, engine, worker
 
-
-@pytest.fixture(autouse=True)
-def _connection(monkeypatch: pytest.MonkeyPatch, store: LeaseStore) -> None:
-    set_connection(monkeypatch, arcadia_config_yaml="rayClusters: []", state_dir=str(store.root))
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[FakeEngine]:
-    async with serving() as running:
-        yield running
-
-
-@pytest.fixture
-def worker(engine: FakeEngine, store: LeaseStore, lease: Lease) -> dict[str, Any]:
-    return make_worker(engine, store, lease, "import time; time.sleep(600)").to_dict()
+__all__ = ["connection", "engine", "worker"]
 
 
 def operator(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,10 @@ from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.operators._asset_events import asset_uri, describe_answers, record_answers
 from airflow_arcadia.operators.batch import ArcadiaBatchInferenceOperator
 from tests.airflow_context import make_context, set_connection
-from tests.batch.fake_engine import FakeEngine, serving
-from tests.operators.test_batch import make_worker
+from tests.batch.fake_engine import FakeEngine
+from tests.operators.workers import connection, engine, make_worker
+
+__all__ = ["connection", "engine"]
 
 SUMMARY = BatchSummary(
     rows=3,
@@ -32,12 +33,6 @@ SUMMARY = BatchSummary(
     model="m",
 )
 ANSWERS = Asset("answers")
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[FakeEngine]:
-    async with serving() as running:
-        yield running
 
 
 def context_with_events() -> dict[str, Any]:
@@ -94,7 +89,7 @@ async def test_a_batch_in_the_task_says_what_it_answered(
 ):
 
     set_connection(monkeypatch, arcadia_config_yaml="rayClusters: []", state_dir=str(store.root))
-    worker = make_worker(engine, store, lease, "import time; time.sleep(600)").to_dict()
+    worker = make_worker(engine, store, lease).to_dict()
     context = context_with_events()
     await asyncio.to_thread(batch(worker, tmp_path).execute, context)
     told = event(context)

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -36,44 +35,13 @@ from airflow_arcadia.operators.batch import (
     ArcadiaCheckBatchInputOperator,
     _keep,
 )
-from airflow_arcadia.processes import mark, spawn
-from airflow_arcadia.worker import WorkerHandle
-from tests.airflow_context import DictStore, make_context, set_connection
-from tests.batch.fake_engine import FakeEngine, serving
+from tests.airflow_context import DictStore, make_context
+from tests.batch.fake_engine import FakeEngine
 from tests.conftest import ROOT, wait_for
+from tests.operators.workers import connection, engine, make_worker, worker
 from tests.statsd_listener import Listener, statsd
 
-__all__ = ["statsd"]
-
-
-@pytest.fixture(autouse=True)
-def _connection(monkeypatch: pytest.MonkeyPatch, store: LeaseStore) -> None:
-    set_connection(monkeypatch, arcadia_config_yaml="rayClusters: []", state_dir=str(store.root))
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[FakeEngine]:
-    async with serving() as running:
-        yield running
-
-
-@pytest.fixture
-def worker(engine: FakeEngine, store: LeaseStore, lease: Lease) -> dict[str, Any]:
-    """A handle whose process lives, and whose server is the test's."""
-    return make_worker(engine, store, lease, "import time; time.sleep(600)").to_dict()
-
-
-def make_worker(engine: FakeEngine, store: LeaseStore, lease: Lease, code: str) -> WorkerHandle:
-    log = store.directory(lease.name) / "w.log"
-    ref = spawn([sys.executable, "-c", code], env=mark(lease.name, "worker/w"), log_path=log)
-    where = {
-        "pid": ref.pid,
-        "started_at": ref.started_at,
-        "log": str(log),
-        "lease": lease.name,
-        "owned": "worker/w",
-    }
-    return WorkerHandle("w", lease.name, "process", engine.url, "tiny", 1, where=where)
+__all__ = ["connection", "engine", "statsd", "worker"]
 
 
 def check(tmp_path: Path, content: bytes | None, **batch: Any) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,13 @@ from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.operators.batch import ArcadiaBatchInferenceOperator, ArcadiaCheckBatchInputOperator
 from airflow_arcadia.runtime.access import read_storage_options
 from airflow_arcadia.task_groups.worker import ArcadiaWorkerGroup
-from tests.airflow_context import make_context, set_connection
-from tests.batch.fake_engine import FakeEngine, serving
-from tests.operators.test_batch import make_worker
+from tests.airflow_context import make_context
+from tests.batch.fake_engine import FakeEngine
+from tests.operators.workers import connection, engine, make_worker
 from tests.s3 import SECRET, Bucket, bucket, s3_url
 
-__all__ = ["bucket", "s3_url"]
+__all__ = ["bucket", "connection", "engine", "s3_url"]
 ROWS = b'{"prompt": "a"}\n{"prompt": "b"}\n'
-
-
-@pytest.fixture(autouse=True)
-def _connection(monkeypatch: pytest.MonkeyPatch, store: LeaseStore) -> None:
-    set_connection(monkeypatch, arcadia_config_yaml="rayClusters: []", state_dir=str(store.root))
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[FakeEngine]:
-    async with serving() as running:
-        yield running
 
 
 def check(bucket: Bucket, storage_conn_id: str | None) -> list[int]:
@@ -75,7 +63,7 @@ async def test_a_batch_of_a_task_uses_them_and_shows_them_nowhere(
 ):
     engine.failing = {"b": [400]}
     bucket.put("in.jsonl", ROWS)
-    worker = make_worker(engine, store, lease, "import time; time.sleep(600)").to_dict()
+    worker = make_worker(engine, store, lease).to_dict()
     operator = ArcadiaBatchInferenceOperator(
         task_id="answer",
         worker=worker,
