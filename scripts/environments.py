@@ -238,9 +238,14 @@ def require_libnuma(env, *, load=ctypes.CDLL, is_root=lambda: os.geteuid() == 0,
                 "numactl-libs) and run again."
             ) from None
         say(f"{LIBNUMA}: not found, installed with apt-get")
-        # Images of Debian come without the lists of packages.
-        run(["apt-get", "update", "--quiet"], env)
-        run(["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", "libnuma1"], env)
+        apt_install("libnuma1", env)
+
+
+def apt_install(package, env):
+    """Install a package of Debian's. Raises :class:`SetupError`."""
+    # Images of Debian come without the lists of packages.
+    run(["apt-get", "update", "--quiet"], env)
+    run(["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", package], env)
 
 
 def offer_chromium(env, *, is_root=lambda: os.geteuid() == 0, which=shutil.which):
@@ -253,7 +258,7 @@ def offer_chromium(env, *, is_root=lambda: os.geteuid() == 0, which=shutil.which
     if is_root() and which("apt-get"):
         say("chromium: not found, installed with apt-get")
         with contextlib.suppress(SetupError):
-            run(["apt-get", "install", "--yes", "--no-install-recommends", "chromium"], env)
+            apt_install("chromium", env)
             return
     say("chromium: not found, so that the tests of the pages are skipped (Debian: apt-get install chromium)")
 

@@ -155,10 +155,11 @@ def test_no_browser_is_installed_where_there_is_one_or_this_is_not_root_on_debia
 def test_a_browser_is_installed_where_this_is_root_on_debian(
     environments: ModuleType, monkeypatch: pytest.MonkeyPatch
 ):
-    ran: list[str] = []
-    monkeypatch.setattr(environments, "run", lambda command, env: ran.append(command[-1]))
+    ran: list[list[str]] = []
+    monkeypatch.setattr(environments, "run", lambda command, env: ran.append(command))
     environments.offer_chromium({}, is_root=lambda: True, which=lambda name: name == "apt-get")
-    assert ran == ["chromium"]
+    assert [command[:2] for command in ran] == [["apt-get", "update"], ["apt-get", "install"]]
+    assert ran[-1][-1] == "chromium"
 
 
 def test_a_browser_that_cannot_be_installed_is_told_and_no_error(
