@@ -33,7 +33,7 @@ test-browser: setup chromium ## run the tests of the pages in a browser; ARCADIA
 test: setup ## run the test suite, real engines and whole Airflows included; test-browser and test-chaos are apart
 	$(PYTEST) $(IN_PARALLEL) -m "not chaos and not browser" $(ARGS)
 
-test-fast: setup ## run what needs no engine, no scheduler and no cluster: under a minute
+test-fast: setup ## run what needs no engine, no scheduler and no cluster: a minute and a half
 	$(PYTEST) $(IN_PARALLEL) -m "not slow and not chaos and not engine and not e2e and not airflow and not cluster" $(ARGS)
 
 test-kubernetes: setup ## run the Kubernetes suite alone; on a real cluster with ARCADIA_TEST_KUBECONFIG
