@@ -53,7 +53,7 @@ function timeline(steps) {
 async function read() {
   try {
     const batch = await ask(`api/batch?${query}`);
-    update(at("actions"), ...batchActions(batch, element, read));
+    update(at("actions"), ...batchActions(batch, read));
     update(at("batch"), facts(batch));
     update(at("throughput"), batch.history.length > 1 ? chart(batch.history)
       : element("p", { class: "muted" }, "Drawn once rows are answered."));

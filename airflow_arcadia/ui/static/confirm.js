@@ -1,5 +1,5 @@
 // The dialog that every action goes through: what it does, why, and the note that is kept in the audit log.
-import { ask, say } from "./common.js";
+import { ask, element, say } from "./common.js";
 
 const at = (id) => document.getElementById(id);
 
@@ -26,7 +26,7 @@ const keyOf = (batch) =>
   ({ dag_id: batch.dag_id, run_id: batch.run_id, task_id: batch.task_id, map_index: batch.map_index });
 
 // The buttons of a batch: what this user may do to it as it is now.
-export function batchActions(batch, element, after) {
+export function batchActions(batch, after) {
   const failed = (batch.progress || {}).failed || 0;
   const buttons = [];
   if (!batch.may_change) return buttons;

@@ -38,7 +38,7 @@ function batchRows(batch) {
       muted(batch.dag_id), element("br"), element("span", { class: "muted run", title: batch.run_id }, batch.run_id)),
     // The buttons are here because the last columns of a narrow window are seen only after scrolling.
     element("td", { class: "actions" }, element("span", { class: stateClass(batch.state) }, batch.state || "waiting"),
-      ...batchActions(batch, element, read)),
+      ...batchActions(batch, read)),
     element("td", {}, bar(batch.progress)),
     element("td", {}, progress.failed ? element("span", { class: "state bad" }, number(progress.failed)) : "0"),
     element("td", {}, running ? number(progress.rows_per_s, 1) : "–"),
