@@ -144,6 +144,11 @@ class Run:
         found = self._query("SELECT task_id, state FROM task_instance WHERE dag_id = ? AND run_id = ?")
         return {task.removeprefix("worker."): state for task, state in found}
 
+    def seconds(self) -> dict[str, float | None]:
+        """Task id without the group → what its last try took."""
+        found = self._query("SELECT task_id, duration FROM task_instance WHERE dag_id = ? AND run_id = ?")
+        return {task.removeprefix("worker."): duration for task, duration in found}
+
     def pid(self, name: str) -> int:
         """Process of a task."""
         found = self._query("SELECT task_id, pid FROM task_instance WHERE dag_id = ? AND run_id = ?")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,6 @@ from tests.lifecycle.stage import Run, Stage, lifecycle_stage, wait
 
 DAG = "life_warm_shared"
 KEPT_S = 30.0
-
-
-def seconds(run: Run, *tasks: str) -> list[float]:
-    """What each of the tasks took."""
-    spans = [(run.task(name)["start_date"], run.task(name)["end_date"]) for name in tasks]
-    times = [(datetime.fromisoformat(began), datetime.fromisoformat(ended)) for began, ended in spans]
-    return [round((ended - began).total_seconds(), 1) for began, ended in times]
 
 
 def finished(run: Run) -> str:
@@ -50,6 +42,7 @@ def test_runs_adopt_and_share_a_worker_that_ends_with_its_warm_period(tmp_path: 
         assert len({handle(run)["where"]["pid"] for run in runs}) == 1
         assert [run.rows() for run in runs] == [10] * 4
         for run in runs:
-            print("seconds of launch_worker and model_ready:", *seconds(run, "launch_worker", "model_ready"))
+            took = run.seconds()
+            print("seconds of launch_worker and model_ready:", took["launch_worker"], took["model_ready"])
         assert len(stage.store.names()) == 1, "only the warm worker's lease is left"
         wait(lambda: nothing_left(stage), KEPT_S + 30, "everything to be gone after the warm period")
