@@ -141,12 +141,19 @@ def mark_run_and_release(state: str) -> Callable[[Run], None]:
     return mark
 
 
-def outage(name: str, *components: str, lasting: bool = False, down_s: float = 5.0) -> Outage:
-    """SIGKILL to these components; they are started again after some seconds, or only after the verdict."""
+def outage(
+    name: str, *components: str, tasks: bool = False, lasting: bool = False, down_s: float = 5.0
+) -> Outage:
+    """SIGKILL to these components; they are started again after some seconds, or only after the verdict.
+
+    :param tasks: also to the process of every running task, which outlives its component.
+    """
 
     def begin(stage: Stage) -> None:
         for component in components:
             stage.airflow.kill(component)
+        if tasks:
+            stage.kill_tasks()
         time.sleep(0 if lasting else down_s)
 
     def end(stage: Stage) -> None:
@@ -165,6 +172,7 @@ SCHEDULER_GONE = outage("scheduler.gone", "scheduler", lasting=True)
 API_SERVER_RESTARTED = outage("api_server.restarted", "api-server")
 ALL_OF_AIRFLOW = ("api-server", "scheduler", "triggerer", "dag-processor")
 AIRFLOW_GONE = outage("airflow.gone", *ALL_OF_AIRFLOW, down_s=0)
+AIRFLOW_AND_TASKS_GONE = outage("airflow.gone_with_tasks", *ALL_OF_AIRFLOW, tasks=True, down_s=0)
 
 
 def pause(paused: bool) -> Callable[[Run], None]:
@@ -428,6 +436,15 @@ def _outages() -> list[Case]:
         Case("airflow.gone_ready", "lapsing_loading", "failed", ready_waits, **lapsing),
         # The task's own process is in no component's group: it finishes its rows, and then its lease lapses.
         Case("airflow.gone_batch", "lapsing", "success", batch_runs, rows=600, **lapsing),
+        # Airflow runs the killed batch again, whose worker has gone.
+        Case(
+            "airflow.gone_batch_with_task",
+            "lapsing",
+            "failed",
+            batch_runs,
+            outage=AIRFLOW_AND_TASKS_GONE,
+            freed_first=True,
+        ),
         Case("airflow.gone_batch_worker", "lapsing_worker", "success", batch_runs, rows=600, **lapsing),
         Case(
             "airflow.gone_teardown",

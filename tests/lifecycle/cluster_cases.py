@@ -36,6 +36,7 @@ RAY = (
     "user.short_lease",
     "lease.deleted",
     "airflow.gone_batch",
+    "airflow.gone_batch_with_task",
     "warm.success",
 )
 """Cases that concern the Ray cluster."""

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -119,6 +120,18 @@ class Stage:
 
         wait(ask, 120, f"{method} {path}")
 
+    def query(self, sql: str, *values: str) -> list[tuple[Any, ...]]:
+        """Rows of Airflow's database: many cases look often, and the REST API may be away."""
+        path = self.airflow.home / "airflow.db"
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            return database.execute(sql, values).fetchall()
+
+    def kill_tasks(self) -> None:
+        """SIGKILL to the process of every running task: none is in the group of a component."""
+        for (pid,) in self.query("SELECT pid FROM task_instance WHERE state = 'running' AND pid IS NOT NULL"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def reap(self) -> str:
         """One sweep of the reaper's command line; what it says."""
         argv = [sys.executable, "-m", "airflow_arcadia.reap", "--conn-id", "arcadia_default"]
@@ -155,10 +168,8 @@ class Run:
         return int(dict(found)[f"worker.{name}"])
 
     def _query(self, sql: str) -> list[tuple[Any, ...]]:
-        """Rows of Airflow's database: many cases look often, and the REST API may be away."""
-        path = self.stage.airflow.home / "airflow.db"
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
-            return database.execute(sql, (self.dag_id, self.run_id)).fetchall()
+        """What Airflow's database says of the run."""
+        return self.stage.query(sql, self.dag_id, self.run_id)
 
     def mark_task(self, name: str, state: str) -> None:
         """What "Mark state as …" does to a task."""
