@@ -1,9 +1,12 @@
-"""One batch for each of several inputs, each of which the worker runs itself while the task is deferred."""
+"""One batch for each of several inputs, and one of a function's rows for each of several arguments.
+
+The worker runs them itself while the tasks are deferred.
+"""
 
 import os
 
 import pendulum
-from airflow.sdk import DAG, Asset
+from airflow.sdk import DAG, Asset, task
 
 from airflow_arcadia import ArcadiaBatchInferenceOperator, ArcadiaWorkerGroup
 
@@ -23,3 +26,14 @@ with DAG("mapped_batches", schedule=None, start_date=pendulum.datetime(2026, 1, 
                 for name in ("a", "b")
             ]
         )
+
+        @task.arcadia_batch(
+            worker=worker.handle,
+            run_in="worker",
+            progress_interval=0.5,
+            output=FOLDER + "/{{ run_id }}-function-{{ ti.map_index }}.jsonl",
+        )
+        def ask(count: int, run_id: str | None = None) -> list[str]:
+            return [f"number {i} of {run_id}" for i in range(count)]
+
+        ask.expand(count=[2, 4])
