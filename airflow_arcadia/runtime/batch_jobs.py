@@ -242,7 +242,15 @@ class BatchJobs:
         self._write(batch)
         task = asyncio.create_task(self._run(batch))
         self._tasks[batch.id] = task
-        task.add_done_callback(lambda _: self._tasks.pop(batch.id, None))
+        task.add_done_callback(lambda task: self._forget(batch, task))
+
+    def _forget(self, batch: Batch, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(batch.id, None)
+        if not task.cancelled() and (error := task.exception()):
+            say(
+                f"{batch.id} {batch.status}, which could not be recorded in {self._folder}: {error}. A "
+                "worker that is launched again under this lease runs it once more and finds its output."
+            )
 
     async def _run(self, batch: Batch) -> None:
         try:
