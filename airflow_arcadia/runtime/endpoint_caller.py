@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_arcadia.batch.transport.bundles import URLS
+from airflow_arcadia.batch.openai_format import URLS
 from airflow_arcadia.batch.transport.http_client import Response
 from airflow_arcadia.runtime.asgi import App, Receive, Scope
 from airflow_arcadia.runtime.asgi_client import AsgiClient, Exchange, request_scope

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from airflow_arcadia.batch.openai_format import URLS as ROW_URLS
 from airflow_arcadia.batch.transport.http_client import (
     MAX_ANSWER_BYTES,
     AnswerTimeout,
@@ -26,9 +25,6 @@ from airflow_arcadia.batch.transport.http_client import (
 )
 
 PATH = "/v1/arcadia/bundle"
-URLS = frozenset(ROW_URLS)
-"""What a row may ask for."""
-
 GATHER_S = 0.003
 """How long a row waits for others to go with. Rows in flight wait hundreds of times longer for the engine."""
 MOST_ROWS = 256
