@@ -244,7 +244,7 @@ async def test_the_row_that_kills_the_only_worker_is_remembered_by_the_next_atte
         await until(lambda: engine.url and not engine.restarting)
     assert (summary.ok, summary.failed) == (99, 1)
     assert codes(output)[17] == "engine_died"
-    assert summary.attempts >= 3
+    assert summary.attempts > 1
     assert engine.deaths <= 8
 
 
