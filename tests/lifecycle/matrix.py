@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -107,15 +107,26 @@ class Together:
             self._changed.notify_all()
 
 
-def run_case(stage: Stage, case: Case, together: Together | None = None) -> Result:
+class StepMissed(Exception):
+    """The run was not seen at the step of the case's event, as when Airflow is too slow: no verdict."""
+
+
+def run_case(stage: Stage, case: Case, together: Together | None = None, *, again: bool = False) -> Result:
     """One run, from its start until everything of it is gone, or the time is over.
 
     :param together: meets the other cases of its outage.
+    :param again: whether an earlier run of the case missed its step.
     """
     together = together or Together(1)
     run = stage.start(f"life_{case.dag}", case.conf)
     try:
         return _observe(run, case, together)
+    except StepMissed as error:
+        if case.outage is None and not again:
+            _free(run, case.gone_s)
+            return replace(run_case(stage, case, again=True), remark="the first attempt missed its step")
+        together.leave()
+        return Result(case, "?", left=stage.leftovers(run), remark=str(error), run_id=run.run_id, broken=True)
     except Exception as error:  # noqa: BLE001 - a case that breaks is a red cell, not the end of the table
         together.leave()
         return Result(
@@ -132,7 +143,7 @@ def _observe(run: Run, case: Case, together: Together) -> Result:
     stage, outage = run.stage, case.outage
     began = time.monotonic()
     if case.when is not None:
-        wait(lambda: case.when(run), STEP_S, f"{case.name} to reach its step")  # type: ignore[misc]
+        _reach(run, case.when)
     if case.event is not None:
         case.event(run)
         began = time.monotonic()
@@ -161,6 +172,20 @@ def _observe(run: Run, case: Case, together: Together) -> Result:
         together.meet("judged", lambda: outage.end(stage))
         wait(lambda: run.state in ENDED, RUN_S, "the end of the run after the outage")
     return result
+
+
+def _reach(run: Run, step: Callable[[Run], bool]) -> None:
+    """Wait for the step of the case's event. Raises :class:`StepMissed`."""
+    deadline = time.monotonic() + STEP_S
+    while True:
+        ended = wait(lambda: run.state, 30, "the run's state") in ENDED
+        try:
+            wait(lambda: step(run), 5, "its step")
+        except TimeoutError as error:
+            if ended or time.monotonic() > deadline:
+                raise StepMissed(f"Its step was not seen: {error}.") from error
+        else:
+            return
 
 
 def _free(run: Run, limit_s: float, ignore: str = "") -> tuple[float | None, list[str]]:
