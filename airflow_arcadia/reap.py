@@ -6,6 +6,7 @@ Run beside Airflow, with its configuration: connections and the states of runs a
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -26,6 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dag-id", help="with --run-id: end what that run left, whatever its state")
     parser.add_argument("--run-id", help="see --dag-id")
     parser.add_argument("--task-id", help="with --dag-id: only what that teardown task is there to end")
+    parser.add_argument(
+        "--reserved-before",
+        type=float,
+        default=math.inf,
+        help="with --dag-id: no lease that was reserved later, in seconds since the epoch",
+    )
     parser.add_argument("--map-index", type=int, default=-1, help="of --task-id")
     options = parser.parse_args(arguments)
     if bool(options.dag_id) != bool(options.run_id) or (options.task_id and not options.dag_id):
@@ -41,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(error)
             return 1
         only, conn_ids = _of_lease(name), [conn_id]
+    if only is not None:
+        only = _reserved_before(options.reserved_before, only)
     failed = False
     for conn_id in conn_ids or connection_ids():
         try:
@@ -161,6 +170,10 @@ def _task_of_run(dag_id: str, run_id: str, task_id: str) -> Any:
 
 def _of_lease(name: str) -> Callable[[Held], str | None]:
     return lambda held: "its teardown was ended" if held.name == name else None
+
+
+def _reserved_before(moment: float, decide: Callable[[Held], str | None]) -> Callable[[Held], str | None]:
+    return lambda held: None if held.lease and held.lease.created_at > moment else decide(held)
 
 
 def _of_run(dag_id: str, run_id: str) -> Callable[[Held], str | None]:

@@ -52,6 +52,15 @@ def test_one_run_is_ended_at_once_and_no_other(leases: LeaseStore):
     assert ended != other
 
 
+def test_what_a_run_that_was_cleared_since_has_reserved_is_kept(leases: LeaseStore):
+    ended, cleared = reserve(leases, "ended", 60), reserve(leases, "cleared", 1)
+    for run_id in ("ended", "cleared"):
+        arguments = ["--dag-id", "dag", "--run-id", run_id, "--reserved-before", str(time.time() - 30)]
+        assert reap.main(arguments) == 0
+    assert leases.names() == [cleared]
+    assert ended != cleared
+
+
 def test_a_run_needs_both_of_its_names(leases: LeaseStore):
     with pytest.raises(SystemExit):
         reap.main(["--dag-id", "dag"])

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 _TIMEOUT_S = 300.0
 
@@ -17,7 +18,11 @@ log = logging.getLogger(__name__)
 
 
 def start_reaping(*arguments: str) -> None:
-    """Start the process with these arguments, and log what it says. Returns at once."""
+    """Start the process with these arguments, and log what it says. Returns at once.
+
+    It takes seconds to start. A run that is cleared meanwhile reserves its leases anew: those are not its.
+    """
+    arguments = (*arguments, "--reserved-before", f"{time.time():.3f}")
     threading.Thread(target=_reap, args=(arguments,), name="arcadia-reap", daemon=True).start()
 
 
