@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from airflow.triggers.base import BaseTrigger, TriggerEvent
+from airflow.triggers.base import TriggerEvent
 
 from airflow_arcadia.batch import Progress
 from airflow_arcadia.batch.batch_api import (
@@ -25,13 +25,14 @@ from airflow_arcadia.kubernetes.errors import KubernetesUnreachableError
 from airflow_arcadia.launchers.base import Launcher
 from airflow_arcadia.launchers.monitor import lost_error
 from airflow_arcadia.launchers.renewal import keep_renewed
+from airflow_arcadia.triggers.settled import SettledTrigger
 from airflow_arcadia.worker import WorkerHandle
 
 UNREACHABLE_TIMEOUT_S = 600.0
 """How long a worker that lives may leave every question about its batch unanswered."""
 
 
-class ArcadiaBatchInferenceTrigger(BaseTrigger):
+class ArcadiaBatchInferenceTrigger(SettledTrigger):
     """Fires once, when the batch is done or ended: ``{"summary": …, "failed": text, "retryable": …}``.
 
     Where the worker was started anew and does not know the batch, the event has ``resubmitted`` as well.
@@ -77,7 +78,7 @@ class ArcadiaBatchInferenceTrigger(BaseTrigger):
         )
         return f"{type(self).__module__}.{type(self).__qualname__}", {n: getattr(self, n) for n in names}
 
-    async def run(self) -> AsyncIterator[TriggerEvent]:
+    async def wait(self) -> TriggerEvent:
         """Look until there is something to say."""
         handle = WorkerHandle.from_dict(self.handle)
         try:
@@ -85,11 +86,10 @@ class ArcadiaBatchInferenceTrigger(BaseTrigger):
             leases, launcher = hook.leases, hook.launcher(handle.launcher)
             batches = await self._batches(hook, handle)
         except ArcadiaError as error:
-            yield _event(failed=in_lines(error), retryable=isinstance(error, KubernetesUnreachableError))
-            return
+            return _event(failed=in_lines(error), retryable=isinstance(error, KubernetesUnreachableError))
         renewing = asyncio.ensure_future(keep_renewed(leases, handle.held_by, self.log))
         try:
-            yield await self._ended(handle, launcher, batches, renewing)
+            return await self._ended(handle, launcher, batches, renewing)
         finally:
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from airflow.triggers.base import BaseTrigger, TriggerEvent
+from airflow.triggers.base import TriggerEvent
 
 from airflow_arcadia.exceptions import ArcadiaError, in_lines
 from airflow_arcadia.hooks.arcadia import ArcadiaHook
@@ -14,10 +14,11 @@ from airflow_arcadia.launchers.renewal import keep_renewed
 from airflow_arcadia.launchers.wait import Wait, wait_until_decided
 from airflow_arcadia.metrics import worker_failed, worker_ready
 from airflow_arcadia.readiness import Failed, Ready
+from airflow_arcadia.triggers.settled import SettledTrigger
 from airflow_arcadia.worker import WorkerHandle
 
 
-class ArcadiaModelReadyTrigger(BaseTrigger):
+class ArcadiaModelReadyTrigger(SettledTrigger):
     """Fires once, when the model is ready or never will be: ``{"handle": …, "failed": text or None}``.
 
     It never ends the worker, however it is left itself: a restarted triggerer goes on waiting.
@@ -49,7 +50,7 @@ class ArcadiaModelReadyTrigger(BaseTrigger):
         names = ("handle", "arcadia_conn_id", "started_at", "startup_timeout", "poll_interval")
         return f"{type(self).__module__}.{type(self).__qualname__}", {n: getattr(self, n) for n in names}
 
-    async def run(self) -> AsyncIterator[TriggerEvent]:
+    async def wait(self) -> TriggerEvent:
         """Wait until there is something to say."""
         try:
             hook, handle = await ArcadiaHook.loaded(self.arcadia_conn_id), WorkerHandle.from_dict(self.handle)
@@ -64,10 +65,9 @@ class ArcadiaModelReadyTrigger(BaseTrigger):
                 )
             )
         except ArcadiaError as error:
-            yield self._event(in_lines(error))
-            return
+            return self._event(in_lines(error))
         count_outcome(outcome, handle, self.started_at)
-        yield self._event(outcome.sentences if isinstance(outcome, Failed) else None)
+        return self._event(outcome.sentences if isinstance(outcome, Failed) else None)
 
     def _event(self, failed: str | None) -> TriggerEvent:
         return TriggerEvent({"handle": self.handle, "failed": failed})  # type: ignore[no-untyped-call]

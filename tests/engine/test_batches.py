@@ -140,12 +140,8 @@ def test_an_operator_defers_to_the_worker_and_takes_its_summary(
     assert KEY not in json.dumps(arguments)
     assert context["task_state_store"][BATCH_KEY] == arguments["batch_id"]
 
-    async def first_event() -> dict[str, Any]:
-        async for event in deferred.value.trigger.run():
-            return event.payload
-        raise AssertionError("no event")
-
-    summary = operator.execute_complete(context, asyncio.run(first_event()))
+    event = asyncio.run(deferred.value.trigger.wait())
+    summary = operator.execute_complete(context, event.payload)
     assert summary["ok"] == ROWS - 2
     assert (folder / "deferred.jsonl").read_bytes() == undisturbed
 

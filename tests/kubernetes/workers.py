@@ -95,14 +95,8 @@ class Run:
             startup_timeout=startup_timeout,
             poll_interval=poll_interval,
         )
-
-        async def first() -> str | None:
-            async for event in trigger.run():
-                failed: str | None = event.payload["failed"]
-                return failed
-            raise AssertionError("the trigger ended without an event")
-
-        return asyncio.run(first())
+        failed: str | None = asyncio.run(trigger.wait()).payload["failed"]
+        return failed
 
     def teardown(self, grace: float = 5.0) -> None:
         """End everything."""

@@ -51,9 +51,7 @@ def trigger(handle: WorkerHandle) -> ArcadiaModelReadyTrigger:
 
 
 async def first_event(waiting: ArcadiaModelReadyTrigger) -> dict[str, Any]:
-    async for event in waiting.run():
-        return event.payload
-    raise AssertionError("the trigger ended without an event")
+    return dict((await waiting.wait()).payload)
 
 
 @pytest.mark.engine

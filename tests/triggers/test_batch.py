@@ -70,9 +70,7 @@ def trigger(
 
 async def fire(waiting: ArcadiaBatchInferenceTrigger) -> dict[str, Any]:
     async with asyncio.timeout(20):
-        async for event in waiting.run():
-            return dict(event.payload)
-    raise AssertionError("the trigger ended without an event")
+        return dict((await waiting.wait()).payload)
 
 
 async def test_a_batch_that_is_done_gives_its_summary_and_its_lease_was_renewed(
