@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 import aiohttp
 
@@ -18,6 +19,8 @@ from airflow_arcadia.exceptions import ArcadiaConfigError, BatchError
 
 _TIMEOUT = aiohttp.ClientTimeout(total=30)
 TOKEN_HEADER = "Arcadia-Batch-Token"  # noqa: S105 - a header's name
+SUBMISSION = "submission"
+"""Query parameter of a submission and of a cancellation."""
 _FIELDS_OF_REQUEST = ("input", "output", "model", "parameters")
 
 
@@ -76,8 +79,11 @@ class RemoteBatches:
         if token:
             self._headers[TOKEN_HEADER] = token
 
-    async def submit(self, spec: BatchSpec) -> str:
+    async def submit(self, spec: BatchSpec, submission: str | None = None) -> str:
         """Start the batch, or find the same one; returns its id.
+
+        :param submission: tells this attempt's submission of the batch from those of others, for
+            :meth:`cancel`.
 
         Raises :class:`BatchError` when the worker does not take it.
         """
@@ -95,15 +101,18 @@ class RemoteBatches:
             "options": options,
             "endpoint": "/v1/chat/completions",
         }
-        return str((await self._call("POST", "", body))["id"])
+        return str((await self._call("POST", _query(submission), body))["id"])
 
     async def get(self, name: str) -> dict[str, Any]:
         """The Batch object. Raises :class:`BatchError` when it cannot be read."""
         return await self._call("GET", f"/{name}")
 
-    async def cancel(self, name: str) -> dict[str, Any]:
-        """Cancel the batch; committed rows are kept."""
-        return await self._call("POST", f"/{name}/cancel", {})
+    async def cancel(self, name: str, submission: str | None = None) -> dict[str, Any]:
+        """Cancel the batch; committed rows are kept.
+
+        :param submission: only where nobody has submitted the batch since. Without it, whoever did.
+        """
+        return await self._call("POST", f"/{name}/cancel{_query(submission)}", {})
 
     async def _call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         try:
@@ -114,7 +123,7 @@ class RemoteBatches:
                 answer: dict[str, Any] = await response.json(content_type=None)
                 if response.status == 200:
                     return answer
-                if response.status == 404 and path:
+                if response.status == 404 and path.startswith("/"):
                     raise BatchUnknownError(
                         "The worker does not know the batch any more: it was started anew meanwhile.",
                         what_to_do="Clear this task: it goes on with the rest.",
@@ -132,6 +141,10 @@ class RemoteBatches:
                 what_to_do="Check that the worker is alive; a retry finds the batch again.",
                 still_running="The batch may still be running there.",
             ) from error
+
+
+def _query(submission: str | None) -> str:
+    return f"?{urlencode({SUBMISSION: submission})}" if submission else ""
 
 
 class BatchUnknownError(BatchError):

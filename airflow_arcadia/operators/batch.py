@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -285,7 +286,8 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
                 f"run_in='worker' takes one worker, not {len(handles)}.",
                 what_to_do="Use run_in='task' for several.",
             )
-        batch_id = asyncio.run(self._submit(handles[0], spec))
+        submission = secrets.token_hex(8)
+        batch_id = asyncio.run(self._submit(handles[0], spec, submission))
         _keep(context, BATCH_KEY, batch_id)
         self.log.info("%s runs in the worker at %s.", batch_id, handles[0].url)
         self.defer(
@@ -295,6 +297,7 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
                 arcadia_conn_id=self.arcadia_conn_id,
                 poll_interval=self.progress_interval,
                 resubmitted=resubmitted,
+                submission=submission,
             ),
             method_name="execute_complete",
             timeout=deferral_timeout(
@@ -302,11 +305,11 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
             ),
         )
 
-    async def _submit(self, handle: WorkerHandle, spec: BatchSpec) -> str:
+    async def _submit(self, handle: WorkerHandle, spec: BatchSpec, submission: str) -> str:
         hook = ArcadiaHook(self.arcadia_conn_id)
         batches = await hook.remote_batches(handle)
         try:
-            return await batches.submit(spec)
+            return await batches.submit(spec, submission)
         except BatchError as error:
             seen = await hook.launcher(handle.launcher).observe(handle)
             if seen.alive is False:

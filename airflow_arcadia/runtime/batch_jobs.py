@@ -85,6 +85,8 @@ class BatchJobs:
         self._folder = folder
         self._batches: dict[str, Batch] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._cancelled: set[str] = set()
+        """Batches that run and were cancelled, also those that were submitted again since."""
         self._stopping = False
         self._progress_at: float | None = None
         for batch in sorted(read_batches(folder), key=lambda batch: batch.created_at):
@@ -118,11 +120,13 @@ class BatchJobs:
                 say(f"continuing {batch.id}: {batch.spec['output']}")
                 self._start(batch)
 
-    def create(self, body: object, *, trusted: bool) -> Batch:
-        """Start a batch, or return the same one that runs.
+    def create(self, body: object, *, trusted: bool, submission: str | None = None) -> Batch:
+        """Start a batch, or return the same one that runs. One that is being cancelled goes on.
 
         :param trusted: whether one of the run's own tasks asks for it. Only other batches expire: a task has
             time limits of its own.
+        :param submission: what the client calls this submission; only a :meth:`cancel` that says the same, or
+            nothing, ends the batch from now on.
 
         Raises :class:`TooManyBatches`, and for a wrong request
         :class:`~airflow_arcadia.exceptions.BatchInputError`, ``ArcadiaConfigError``, ``FormError`` or
@@ -138,10 +142,11 @@ class BatchJobs:
             name = _name(request.spec, trusted=trusted)
             found = self._batches.get(name)
             if found is not None and not found.has_ended:
+                self._adopt(found, submission)
                 return found
             self._forget_oldest(name, trusted=trusted)
             batch = Batch(name, request.endpoint, request.spec.to_dict(), request.metadata, now)
-        batch.trusted = trusted
+        batch.trusted, batch.submission = trusted, submission
         if request.window is not None and not trusted:
             batch.window, seconds = request.window
             batch.expires_at = now + seconds
@@ -177,10 +182,17 @@ class BatchJobs:
         """All that such a client may see, newest first."""
         return [batch for batch in reversed(self._batches.values()) if trusted or not batch.trusted]
 
-    def cancel(self, batch: Batch) -> None:
-        """Stop after the rows in flight; what is committed is kept."""
-        if not batch.has_ended and batch.status != "cancelling":
+    def cancel(self, batch: Batch, submission: str | None = None) -> None:
+        """Stop after the rows in flight; what is committed is kept.
+
+        :param submission: whose end this is. Airflow ends the waiting of a task that was cleared some seconds
+            after the task's next attempt has begun, and then this is not the batch's last submission.
+        """
+        if submission not in {None, batch.submission}:
+            say(f"{batch.id} was submitted again, and is not cancelled for who submitted it before")
+        elif not batch.has_ended and batch.status != "cancelling":
             batch.status, batch.cancelling_at = "cancelling", int(time.time())
+            self._cancelled.add(batch.id)
             self._write(batch)
 
     async def stop(self) -> None:
@@ -238,6 +250,13 @@ class BatchJobs:
             if self._folder is not None:
                 (self._folder / f"{batch.id}.json").unlink(missing_ok=True)
 
+    def _adopt(self, batch: Batch, submission: str | None) -> None:
+        """Note who submitted the batch last, and let one go on that is being cancelled."""
+        batch.submission = submission
+        if batch.status == "cancelling":
+            batch.status, batch.cancelling_at = "in_progress", None
+        self._write(batch)
+
     def _start(self, batch: Batch) -> None:
         self._write(batch)
         task = asyncio.create_task(self._run(batch))
@@ -253,6 +272,7 @@ class BatchJobs:
             )
 
     async def _run(self, batch: Batch) -> None:
+        self._cancelled.discard(batch.id)
         try:
             if not batch.trusted and batch.files is None:  # a worker launched again may allow less
                 self._check_uris(BatchSpec(**batch.spec))
@@ -272,6 +292,8 @@ class BatchJobs:
                 return
             elif _is_late(batch):
                 await self._end(batch, "expired")
+            elif batch.id in self._cancelled:  # and submitted again before it had stopped
+                await self._run(batch)
             else:
                 say(f"{batch.id}: {error}")
                 await self._end(batch, "failed", _reason(error, batch))

@@ -42,6 +42,7 @@ class Batch:
     :param trusted: whether one of the run's own tasks asked for it.
     :param window: OpenAI's ``completion_window``, as it was asked for.
     :param files: of a batch whose rows were uploaded; None where its spec names URIs.
+    :param submission: of the last client that submitted it and said so.
     :param results: how many answers and how many error rows these files have, once they are finished.
     """
 
@@ -63,6 +64,7 @@ class Batch:
     cancelling_at: int | None = None
     files: FileIds | None = None
     results: tuple[int, int] | None = None
+    submission: str | None = None
 
     @property
     def has_ended(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from airflow_arcadia.batch.batch_api import SUBMISSION
 from airflow_arcadia.exceptions import ArcadiaError
 from airflow_arcadia.runtime.asgi import Receive, Scope, Send, header, read_json, refuse, respond
 from airflow_arcadia.runtime.batch_jobs import BatchJobs, TooManyBatches
@@ -47,7 +48,7 @@ class BatchRoutes:
         elif len(parts) == 1 and method == "GET":
             await respond(send, 200, batch.to_openai())
         elif parts[1:] == ["cancel"] and method == "POST":
-            self._jobs.cancel(batch)
+            self._jobs.cancel(batch, query_of(scope).get(SUBMISSION))
             await respond(send, 200, batch.to_openai())
         else:
             await refuse(send, 405, f"{method} is not allowed here.")
@@ -58,7 +59,8 @@ class BatchRoutes:
             raise RequestRefused(415, "The request's Content-Type must be application/json.")
         check_length(scope, MAX_REQUEST_BYTES)
         try:
-            batch = self._jobs.create(await read_json(limited(receive, MAX_REQUEST_BYTES)), trusted=trusted)
+            body = await read_json(limited(receive, MAX_REQUEST_BYTES))
+            batch = self._jobs.create(body, trusted=trusted, submission=query_of(scope).get(SUBMISSION))
         except TooManyBatches as error:
             raise RequestRefused(429, str(error)) from error
         except FileRefused as error:

@@ -46,6 +46,7 @@ class ArcadiaBatchInferenceTrigger(SettledTrigger):
     :param poll_interval: seconds between two looks.
     :param unreachable_timeout: seconds that looks may fail one after the other before the trigger fires.
     :param resubmitted: how often the batch was submitted again, because its worker was started anew.
+    :param submission: of the attempt that waits; its end ends no batch that another has submitted since.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class ArcadiaBatchInferenceTrigger(SettledTrigger):
         unreachable_timeout: float = UNREACHABLE_TIMEOUT_S,
         *,
         resubmitted: int = 0,
+        submission: str | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.handle = dict(handle)
@@ -65,6 +67,7 @@ class ArcadiaBatchInferenceTrigger(SettledTrigger):
         self.poll_interval = poll_interval
         self.unreachable_timeout = unreachable_timeout
         self.resubmitted = resubmitted
+        self.submission = submission
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Class path and arguments, as Airflow stores them."""
@@ -75,6 +78,7 @@ class ArcadiaBatchInferenceTrigger(SettledTrigger):
             "poll_interval",
             "unreachable_timeout",
             "resubmitted",
+            "submission",
         )
         return f"{type(self).__module__}.{type(self).__qualname__}", {n: getattr(self, n) for n in names}
 
@@ -162,7 +166,7 @@ class ArcadiaBatchInferenceTrigger(SettledTrigger):
             hook = await ArcadiaHook.loaded(self.arcadia_conn_id)
             handle = WorkerHandle.from_dict(self.handle)
             batches = await hook.remote_batches(handle)
-            await batches.cancel(self.batch_id)
+            await batches.cancel(self.batch_id, self.submission)
         except ArcadiaError as error:
             # The teardown ends the worker and the batch with it.
             self.log.warning("%s was not cancelled: %s", self.batch_id, error)

@@ -285,9 +285,11 @@ async def test_a_batch_that_its_worker_has_forgotten_is_submitted_again_but_not_
     """Arcadia's Deployment, or a kubelet, has started the worker's container again."""
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
     submitted: list[BatchSpec] = []
+    submissions: list[str] = []
 
-    async def submit(self: RemoteBatches, spec: BatchSpec) -> str:
+    async def submit(self: RemoteBatches, spec: BatchSpec, submission: str) -> str:
         submitted.append(spec)
+        submissions.append(submission)
         return "batch_2"
 
     monkeypatch.setattr(RemoteBatches, "submit", submit)
@@ -297,6 +299,7 @@ async def test_a_batch_that_its_worker_has_forgotten_is_submitted_again_but_not_
         await asyncio.to_thread(operator.execute_complete, make_context(), event)
     trigger: Any = deferred.value.trigger
     assert (trigger.batch_id, trigger.resubmitted) == ("batch_2", 1)
+    assert submissions == [trigger.submission], "its end is that of this submission"
     assert [spec.input for spec in submitted] == [str(tmp_path / "in.jsonl")]
     again = event | {"resubmitted": MAX_RESUBMISSIONS}
     with pytest.raises(AirflowException, match="started anew"):
@@ -320,7 +323,7 @@ async def test_a_deferred_batch_has_a_time_out(
 ):
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
 
-    async def submit(self: object, spec: object) -> str:
+    async def submit(self: object, spec: object, submission: str) -> str:
         return "batch_1"
 
     monkeypatch.setattr(RemoteBatches, "submit", submit)

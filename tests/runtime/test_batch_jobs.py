@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from airflow_arcadia.batch import Endpoint
 from airflow_arcadia.batch.transport.server import connect_http
+from airflow_arcadia.exceptions import BatchError
+from airflow_arcadia.runtime import batch_jobs
 from airflow_arcadia.runtime.allowed_uris import AllowedUris
 from airflow_arcadia.runtime.batch_jobs import BatchJobs
 from airflow_arcadia.runtime.batch_record import Batch
@@ -38,9 +42,9 @@ def jobs(engine: FakeEngine, tmp_path: Path) -> BatchJobs:
     )
 
 
-def submit(jobs: BatchJobs, tmp_path: Path) -> Batch:
+def submit(jobs: BatchJobs, tmp_path: Path, submission: str | None = None) -> Batch:
     body = {"input_file_id": str(tmp_path / "in.jsonl"), "output": str(tmp_path / "out.jsonl")}
-    return jobs.create(body, trusted=True)
+    return jobs.create(body, trusted=True, submission=submission)
 
 
 async def test_a_batch_that_is_submitted_before_the_worker_is_ready_is_not_started_twice(
@@ -69,3 +73,57 @@ async def test_a_batch_whose_end_cannot_be_recorded_says_so_in_the_workers_log(
     (said,) = [line for line in "".join(capsys.readouterr()).splitlines() if "recorded" in line]
     assert f"{batch.id} completed, which could not be recorded" in said
     assert "No space left on device" in said
+
+
+async def test_who_submitted_a_batch_before_does_not_cancel_it_for_who_did_last(
+    jobs: BatchJobs, engine: FakeEngine, tmp_path: Path
+):
+    """Airflow ends the waiting of a cleared task after its next attempt has begun."""
+    engine.delay = 0.2
+    batch = submit(jobs, tmp_path, "first")
+    assert submit(jobs, tmp_path, "second") is batch
+    jobs.cancel(batch, "first")
+    await until(lambda: batch.has_ended and not jobs.running)
+    assert batch.status == "completed"
+
+
+@pytest.mark.parametrize("said", ["second", None])
+async def test_who_submitted_a_batch_last_and_who_names_nobody_cancel_it(
+    jobs: BatchJobs, engine: FakeEngine, tmp_path: Path, said: str | None
+):
+    engine.delay = 0.2
+    submit(jobs, tmp_path, "first")
+    batch = submit(jobs, tmp_path, "second")
+    jobs.cancel(batch, said)
+    await until(lambda: batch.has_ended and not jobs.running)
+    assert batch.status == "cancelled"
+
+
+@pytest.mark.parametrize("noticed", [False, True])
+async def test_a_batch_that_is_submitted_again_while_it_is_being_cancelled_goes_on(
+    jobs: BatchJobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noticed: bool
+):
+    stopping, again = asyncio.Event(), asyncio.Event()
+    runs, runner = [], batch_jobs.run_batch_async
+
+    async def run(*arguments: Any, should_stop: Callable[[], bool], **more: Any) -> Any:
+        """Runs the batch; before that, a first run that has noticed that it is to stop ends."""
+        runs.append(noticed)
+        if runs == [True]:
+            await until(should_stop)
+            stopping.set()
+            await again.wait()
+            raise BatchError("It was stopped.", what_to_do="Start it again.")
+        await again.wait()
+        return await runner(*arguments, should_stop=should_stop, **more)
+
+    monkeypatch.setattr(batch_jobs, "run_batch_async", run)
+    batch = submit(jobs, tmp_path, "first")
+    await until(lambda: bool(runs))
+    jobs.cancel(batch, "first")
+    if noticed:
+        await stopping.wait()
+    submit(jobs, tmp_path, "second")
+    again.set()
+    await until(lambda: batch.has_ended and not jobs.running)
+    assert (batch.status, batch.cancelling_at, len(runs)) == ("completed", None, 1 + noticed)

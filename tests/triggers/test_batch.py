@@ -35,7 +35,7 @@ class FakeBatches:
         self.url = ""
 
     async def answer(self, request: web.Request) -> web.Response:
-        self.calls.append(f"{request.method} {request.path}")
+        self.calls.append(f"{request.method} {request.path_qs}")
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, int):
             return web.Response(status=answer, text="{}" if answer == 404 else "no JSON")
@@ -176,7 +176,7 @@ async def test_a_lease_that_is_gone_ends_the_wait_unless_the_batch_is_done(
 async def test_a_users_kill_cancels_the_batch_and_a_restart_of_the_triggerer_does_not(
     batches: FakeBatches, store: LeaseStore, lease: Lease
 ):
-    waiting = trigger(store, lease, batches.url)
+    waiting = trigger(store, lease, batches.url, submission="ours")
     running = asyncio.ensure_future(fire(waiting))
     while not batches.calls:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
@@ -188,7 +188,7 @@ async def test_a_users_kill_cancels_the_batch_and_a_restart_of_the_triggerer_doe
     assert held is not None
     assert not held.released
     await waiting.on_kill()
-    assert batches.calls[-1] == "POST /v1/batches/batch_1/cancel"
+    assert batches.calls[-1] == "POST /v1/batches/batch_1/cancel?submission=ours"
     batches.answers = [500]
     await waiting.on_kill()  # the worker may be gone already
 
