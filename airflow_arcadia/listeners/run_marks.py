@@ -7,10 +7,16 @@ mark itself, for the teardown to read before it ends.
 
 from __future__ import annotations
 
+import logging
+import threading
+import time
 from typing import Any
 
 KEY = "arcadia_run_marked"
 """XCom of a reserve task: what the run was marked as, and how often the run had been cleared by then."""
+_TRIES, _PAUSE_S = 40, 0.25
+
+log = logging.getLogger(__name__)
 
 
 def record(dag_run: Any, state: str, operator: str) -> None:
@@ -21,32 +27,55 @@ def record(dag_run: Any, state: str, operator: str) -> None:
     :param operator: class name of the reserve tasks.
     """
     # The listeners are imported by every component of Airflow: a mark is rare.
-    from airflow.models.taskinstance import TaskInstance  # noqa: PLC0415
-    from airflow.models.xcom import XComModel  # noqa: PLC0415
-    from sqlalchemy import select  # noqa: PLC0415
+    from sqlalchemy.exc import OperationalError  # noqa: PLC0415
     from sqlalchemy.orm import object_session  # noqa: PLC0415
 
     session = object_session(dag_run)
     if session is None:
         return
     of_run = {"dag_id": dag_run.dag_id, "run_id": dag_run.run_id}
+    mark = f"{state} {dag_run.clear_number}"
+    try:
+        # A mark that cannot be kept must not undo what the user asked for.
+        with session.begin_nested():
+            _write(session, of_run, mark, operator)
+    except OperationalError as error:
+        # In SQLite a transaction that has read cannot write once another has written.
+        log.info("The mark of run %s is kept some moments later: %s", dag_run.run_id, error.orig)
+        arguments = (of_run, mark, operator)
+        threading.Thread(target=_write_later, args=arguments, name="arcadia-run-mark", daemon=True).start()
+
+
+def _write(session: Any, of_run: dict[str, str], mark: str, operator: str) -> None:
+    from airflow.models.taskinstance import TaskInstance  # noqa: PLC0415
+    from airflow.models.xcom import XComModel  # noqa: PLC0415
+    from sqlalchemy import select  # noqa: PLC0415
+
     reserves = (
         select(TaskInstance.task_id, TaskInstance.map_index)
         .filter_by(**of_run)
         .where(TaskInstance.operator == operator)
     )
-    # A mark that cannot be kept must not undo what the user asked for.
-    with session.begin_nested():
-        for task_id, map_index in session.execute(reserves).all():
-            XComModel.set(
-                KEY,
-                f"{state} {dag_run.clear_number}",
-                **of_run,
-                task_id=task_id,
-                map_index=map_index,
-                serialize=False,
-                session=session,
-            )
+    for task_id, map_index in session.execute(reserves).all():
+        where = {**of_run, "task_id": task_id, "map_index": map_index}
+        XComModel.set(KEY, mark, **where, serialize=False, session=session)
+
+
+def _write_later(of_run: dict[str, str], mark: str, operator: str) -> None:
+    """Write the mark in a transaction of its own, as soon as the database lets it."""
+    from airflow.utils.session import create_session  # noqa: PLC0415
+
+    why: Exception | None = None
+    for _ in range(_TRIES):
+        time.sleep(_PAUSE_S)
+        try:
+            with create_session() as session:
+                _write(session, of_run, mark, operator)
+        except Exception as error:  # noqa: BLE001 - a thread must not end in silence
+            why = error
+        else:
+            return
+    log.warning("Run %(run_id)s of %(dag_id)s ends as if nobody had marked it:", of_run, exc_info=why)
 
 
 def parse(text: object, clear_number: int) -> str | None:

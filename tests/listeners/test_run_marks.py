@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from airflow.models import DagRun, import_all_models
@@ -11,7 +14,9 @@ from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
 from airflow.utils.timezone import utcnow
 from sqlalchemy import create_engine, insert, select, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import StaticPool
 
 from airflow_arcadia.listeners import run_marks, runs
 
@@ -21,7 +26,7 @@ FAILED, SUCCESS = (f"Dag Run's state was manually set to `{state}`." for state i
 @pytest.fixture
 def session() -> Iterator[Session]:
     """A database with one run that has a mapped worker."""
-    engine = create_engine("sqlite://")
+    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
     import_all_models()
     Base.metadata.create_all(engine)
     with Session(engine) as session:
@@ -104,6 +109,37 @@ def test_a_mark_that_cannot_be_kept_leaves_the_users_request_whole(
         runs.on_dag_run_failed(run, FAILED)
     session.commit()
     assert run_of(session).state == "failed"
+
+
+def test_a_database_that_is_locked_gets_the_mark_some_moments_later(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+):
+    """As SQLite, which does not let a transaction write that has read before another wrote."""
+    write, refused = run_marks._write, []
+
+    def locked(of: Session, *arguments: Any) -> None:
+        if len(refused) < 3:
+            refused.append(of)
+            raise OperationalError("INSERT", {}, Exception("database is locked"))
+        write(of, *arguments)
+
+    @contextlib.contextmanager
+    def create_session() -> Iterator[Session]:
+        with session.begin_nested():
+            yield session
+
+    monkeypatch.setattr(run_marks, "_write", locked)
+    monkeypatch.setattr(run_marks, "_PAUSE_S", 0.01)
+    monkeypatch.setattr("airflow.utils.session.create_session", create_session)
+    run = run_of(session)
+    run.state = "failed"
+    runs.on_dag_run_failed(run, FAILED)
+    assert run.state == "failed", "what the user asked for stays"
+    for thread in threading.enumerate():
+        if thread.name == "arcadia-run-mark":
+            thread.join(10)
+    assert len(refused) == 3
+    assert marks(session) == [("reserve", 0, "failed 2"), ("reserve", 1, "failed 2")]
 
 
 @pytest.mark.parametrize(
