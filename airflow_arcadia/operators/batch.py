@@ -28,7 +28,7 @@ from airflow_arcadia.batch import (
 from airflow_arcadia.batch.output.samples import failed_rows
 from airflow_arcadia.batch.progress import History
 from airflow_arcadia.batch.spec import BatchOptions
-from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError, BatchError
+from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError, BatchError, WorkerLostError
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, fail_without_retry
 from airflow_arcadia.hooks.storage import storage_of_batch, storage_options
 from airflow_arcadia.launchers.monitor import WorkerWatch, gone_error
@@ -222,7 +222,13 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
             self._report(progress, context)
 
         hook = ArcadiaHook(self.arcadia_conn_id)
-        endpoints = asyncio.run(_endpoints(hook, handles))
+        try:
+            endpoints = asyncio.run(_endpoints(hook, handles))
+        except WorkerLostError:
+            # Its key went with it. A cleared task needs no worker to find what is answered.
+            if (done := self._finished(spec)) is None:
+                raise
+            return done
         with (
             WorkerWatch(hook.launchers(), handles) as watch,
             LeaseKeeper(hook.leases, {handle.held_by for handle in handles}, self.log) as renewal,

@@ -21,10 +21,11 @@ from airflow.sdk.exceptions import (
     TaskDeferred,
 )
 
-from airflow_arcadia.batch import BatchSpec
+from airflow_arcadia.batch import BatchSpec, Endpoint
 from airflow_arcadia.batch.batch_api import RemoteBatches
 from airflow_arcadia.batch.openai_format import is_answered
-from airflow_arcadia.exceptions import ArcadiaConfigError, BatchError, LeaseError
+from airflow_arcadia.exceptions import ArcadiaConfigError, BatchError, LeaseError, WorkerLostError
+from airflow_arcadia.hooks.arcadia import ArcadiaHook
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.operators._failed_rows import with_request
@@ -35,6 +36,7 @@ from airflow_arcadia.operators.batch import (
     ArcadiaCheckBatchInputOperator,
     _keep,
 )
+from airflow_arcadia.worker import WorkerHandle
 from tests.airflow_context import DictStore, make_context
 from tests.batch.fake_engine import FakeEngine
 from tests.conftest import ROOT, wait_for
@@ -277,6 +279,25 @@ async def test_a_finished_batch_of_a_worker_that_is_gone_is_green(
         operator.resume_execution("execute_complete", {"event": event}, make_context())
     with pytest.raises(AirflowException, match="Trigger timeout"):
         operator.resume_execution(*nobody_waited)
+
+
+async def test_a_finished_batch_whose_workers_key_went_with_it_is_green(
+    worker: dict, tmp_path: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+):
+    """As a Secret does with its lease, when only the batch of a finished run is cleared."""
+
+    async def lost(self: ArcadiaHook, handle: WorkerHandle) -> Endpoint:
+        raise WorkerLostError("Secret s does not exist.", what_to_do="Clear the run from its reserve task.")
+
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    first, _ = await answer(worker, tmp_path)
+    monkeypatch.setattr(ArcadiaHook, "endpoint", lost)
+    engine.seen.clear()
+    cleared, _ = await answer(worker, tmp_path)
+    assert (cleared, engine.seen) == (first, {})
+    (tmp_path / "in.jsonl").write_text('{"prompt": "b"}\n')
+    with pytest.raises(AirflowFailException, match="Secret s does not exist"):
+        await answer(worker, tmp_path)
 
 
 async def test_a_batch_that_its_worker_has_forgotten_is_submitted_again_but_not_for_ever(
