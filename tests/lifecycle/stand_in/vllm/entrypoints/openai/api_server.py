@@ -49,6 +49,10 @@ def make_app(model: str, delay: float, answering_at: Path | None) -> FastAPI:
     async def health() -> dict[str, Any]:
         return {}
 
+    @app.get("/version")
+    async def version() -> dict[str, Any]:
+        return {"version": "stand-in"}
+
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [{"id": model, "object": "model", "max_model_len": 512}]}
