@@ -39,6 +39,8 @@ class Stack:
         secrets = subprocess.check_output([str(ROOT / "docker" / "make-env")], text=True)
         self.secrets = dict(line.split("=", 1) for line in secrets.splitlines())
         chosen = {"AIRFLOW_PORT": str(self.port), "LOCAL_IMAGE": IMAGE, **images}
+        # A folder of this machine's is none of the base image's: its wheels are copied instead.
+        chosen["PIP_FIND_LINKS"] = ""
         chosen |= {name: os.environ[name] for name in MIRRORS if name in os.environ}
         self._env = {**self.secrets, **chosen}
         self._file = folder / "compose.env"
