@@ -371,6 +371,7 @@ class WorkerHandle:
     :param where: what the launcher needs to find it: ``pid`` and ``started_at`` (process), namespace and
         pod name (pod). ``log`` is where its output goes.
     :param run_lease: the run's own lease, where the worker is a warm one and has another.
+    :param model_identity: what tells the model from another, where ``served_model_name`` is the worker's own.
     """
 
     name: str
@@ -383,6 +384,7 @@ class WorkerHandle:
     ray: RayConnection | None = None
     where: Mapping[str, Any] = field(default_factory=dict)
     run_lease: str | None = None
+    model_identity: str = ""
 
     @property
     def held_by(self) -> str:

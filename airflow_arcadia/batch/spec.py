@@ -80,6 +80,8 @@ class BatchSpec:
     :param ordering: ``"prefix"`` sends rows that begin alike one after the other, so that the engine's
         prefix cache serves them, and rows with a high ``max_tokens`` first; ``"input"`` keeps the input's
         order. The output is in input order with both.
+    :param model_identity: what tells the model from another in place of ``model``, where that is a name of
+        the worker's own, as Arcadia's are: a batch goes on with a worker of another name then.
     :param storage: options of fsspec's file systems by protocol, credentials among them, e.g.
         ``{"s3": {"key": …, "secret": …}}``. They are in no record, message or result.
     """
@@ -113,6 +115,7 @@ class BatchSpec:
     input_format: Literal["jsonl", "csv", "parquet"] | None = None
     response_schema: Mapping[str, Any] | None = None
     ordering: Literal["prefix", "input"] = "prefix"
+    model_identity: str = ""
     storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -196,6 +199,7 @@ class BatchOptions(TypedDict, total=False):
     input_format: str | None
     response_schema: Mapping[str, Any] | str | None
     ordering: str
+    model_identity: str
 
 
 OPTIONS = {name: name for name in BatchOptions.__annotations__}

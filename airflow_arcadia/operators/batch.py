@@ -467,6 +467,7 @@ def build_spec(  # noqa: PLR0917 - as the operators have them
         model=models[0] if models else "",
         # A form leaves what was not filled in as null: that means "the model's own default".
         parameters={key: value for key, value in given.items() if value is not None},
+        model_identity=", ".join(sorted({handle.model_identity for handle in handles} - {""})),
         # For the cost line; an option of the user's wins.
         num_gpus=sum(handle.num_gpus for handle in handles),
         storage=storage_of_batch(storage_conn_id, input_uri, output_uri),

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,23 @@ async def test_another_served_model_is_a_change_where_none_is_named(
         BatchSpec(**{**job.to_dict(), "on_change": "restart"}), [Endpoint(engine.url)]
     )
     assert restarted.model == "another"
+
+
+async def test_a_batch_goes_on_with_a_worker_that_serves_the_same_model_under_another_name(
+    engine: FakeEngine, write_rows: Write, output: str
+):
+    """As each of Arcadia's Workers does, which are named by their uid."""
+    job = spec(write_rows(*ROWS), output, model="tiny", model_identity="ns/model", segment_rows=10)
+    await stopped_half_way(job, engine)
+    engine.models = ["another"]
+    job = replace(job, model="another")
+    summary = await run_batch_async(job, [Endpoint(engine.url)])
+    assert (summary.ok, summary.attempts, texts(output)) == (100, 2, expected())
+    assert summary.resumed_rows >= 10
+    assert check_input(job) == 100
+    assert await run_batch_async(replace(job, model="a third"), [Endpoint(engine.url)]) == summary
+    with pytest.raises(BatchInputError, match="was answered for another model"):
+        await run_batch_async(replace(job, model_identity="ns/other"), [Endpoint(engine.url)])
 
 
 async def test_a_manifest_that_outlived_its_folder_is_ignored(

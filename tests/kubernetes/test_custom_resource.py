@@ -62,6 +62,8 @@ def test_a_worker_is_made_ready_under_its_uid_and_gone_after_the_teardown(run: R
     made = worker(cluster, run.lease)
     assert made is not None
     assert handle["served_model_name"] == made["metadata"]["uid"] == handle["where"]["uid"]
+    model = made["spec"]["model"]
+    assert handle["model_identity"] == f"{model['namespace']}/{model['name']}"
     envs = {item["name"]: item.get("value") for item in made["spec"]["additionalEnvs"]}
     assert (envs["NUMBER_GPUS"], envs["RAY_CLUSTER_INDEX"]) == ("1", "0")
     assert run.wait() is None

@@ -35,6 +35,7 @@ from airflow_arcadia.operators.batch import (
     ArcadiaBatchInferenceOperator,
     ArcadiaCheckBatchInputOperator,
     _keep,
+    build_spec,
 )
 from airflow_arcadia.worker import WorkerHandle
 from tests.airflow_context import DictStore, make_context
@@ -298,6 +299,14 @@ async def test_a_finished_batch_whose_workers_key_went_with_it_is_green(
     (tmp_path / "in.jsonl").write_text('{"prompt": "b"}\n')
     with pytest.raises(AirflowFailException, match="Secret s does not exist"):
         await answer(worker, tmp_path)
+
+
+def test_the_model_of_a_worker_with_a_name_of_its_own_is_told_by_its_identity(worker: dict, tmp_path: Path):
+    handles = [WorkerHandle.from_dict({**worker, "served_model_name": "uid", "model_identity": "ns/model"})]
+    spec = build_spec(str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), handles, None, None)
+    assert (spec.model, spec.model_identity) == ("uid", "ns/model")
+    plain = build_spec("in", "out", [WorkerHandle.from_dict(worker)], None, None)
+    assert plain.model_identity == ""
 
 
 async def test_a_batch_that_its_worker_has_forgotten_is_submitted_again_but_not_for_ever(

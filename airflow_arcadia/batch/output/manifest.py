@@ -25,7 +25,10 @@ class Identity:
 
     @classmethod
     def of(cls, spec: BatchSpec, digest: str, model: str) -> Identity:
-        """The identity of a spec with the digest of its input."""
+        """The identity of a spec with the digest of its input.
+
+        :param model: name the rows are sent to, as far as it is known.
+        """
         columns = list(spec.columns_as_parameters)
         shape: list[Any] = [
             spec.prompt_column,
@@ -38,6 +41,7 @@ class Identity:
             shape.append(dict(spec.response_schema))
         text = orjson.dumps([dict(spec.parameters), shape], option=orjson.OPT_SORT_KEYS)
         limit = "" if spec.limit is None else f"-{spec.limit}"
+        model = spec.model_identity or model
         return cls(f"{digest}{limit}", model, hashlib.blake2b(text, digest_size=16).hexdigest())
 
     def differences(self, other: Identity) -> list[str]:

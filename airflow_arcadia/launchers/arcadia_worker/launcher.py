@@ -123,6 +123,7 @@ class CustomResourceLauncher:
             controller_address=placed.controller_address,
             ray=ray,
             where=where,
+            model_identity=resource.model_identity(made),
         )
 
     async def observe(self, handle: WorkerHandle) -> ProcessObservation:

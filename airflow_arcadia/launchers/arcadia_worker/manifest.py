@@ -135,6 +135,13 @@ def model_reference(spec: WorkerSpec, settings: WorkerResourceSettings, namespac
     return {"apiGroup": WORKER.group, "kind": "Model", "name": spec.model, "namespace": namespace}
 
 
+def model_identity(worker: Mapping[str, Any]) -> str:
+    """The Worker's Model as ``namespace/name``, or empty. Each Worker serves it under a uid of its own."""
+    model = (worker.get("spec") or {}).get("model") or {}
+    name, namespace = model.get("name"), model.get("namespace") or worker["metadata"].get("namespace")
+    return f"{namespace}/{name}" if name else ""
+
+
 def variables(placed: PlacedWorker, settings: WorkerResourceSettings) -> list[Object]:
     """``additionalEnvs``: the GPUs and the Ray cluster always, then the engine's, then the user's."""
     refuse_secrets(placed.additional_envs, SECRETS_INSTEAD)
