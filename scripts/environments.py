@@ -19,6 +19,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from pathlib import Path
@@ -31,7 +32,6 @@ WANTED = ".".join(map(str, PYTHON_VERSION))
 UV = "uv>=0.9,<1"
 OLDEST_UV = (0, 7)  # the first minor version with --torch-backend in all of its releases
 STAMP = "arcadia-setup.stamp"
-LIBNUMA = "libnuma.so.1"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 AIRFLOW = (".venv", "requirements/airflow.txt")
@@ -223,29 +223,57 @@ def make_folder_of_packages(folder, lock, environment, env):
     stamp.write_text(wanted, encoding="utf-8")
 
 
-def require_libnuma(env, *, load=ctypes.CDLL, is_root=lambda: os.geteuid() == 0, which=shutil.which):
-    """Make sure that vLLM's kernels find libnuma, before anything is downloaded.
+def has_libnuma():
+    """Whether the library is there that vLLM's kernels are linked against."""
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def has_compiler():
+    """Whether the C++ compiler is there with which PyTorch builds kernels when the worker starts."""
+    return bool(shutil.which(os.environ.get("CXX") or "g++"))
+
+
+def has_headers():
+    """Whether this Python's headers are there, which those kernels include."""
+    return Path(sysconfig.get_path("include"), "Python.h").exists()
+
+
+# What the worker needs of the system: the check, Debian's package, and Fedora's.
+SYSTEM = (
+    (has_libnuma, "libnuma1", "numactl-libs"),
+    (has_compiler, "g++", "gcc-c++"),
+    (has_headers, f"python{WANTED}-dev", f"python{WANTED}-devel"),
+)
+
+
+def require_system(env, *, needs=SYSTEM, is_root=lambda: os.geteuid() == 0, which=shutil.which):
+    """Make sure that vLLM's worker finds what it needs of the system, before anything is downloaded.
 
     It is installed where this is root on Debian. Raises SetupError saying how to install it elsewhere.
     """
-    try:
-        load(LIBNUMA)
-    except OSError:
-        if not (is_root() and which("apt-get")):
-            raise SetupError(
-                f"{LIBNUMA} was not found, and vLLM's kernels need it. Nothing was downloaded.\n"
-                "Install it (Debian, Ubuntu: apt-get install libnuma1; Fedora, RHEL: dnf install "
-                "numactl-libs) and run again."
-            ) from None
-        say(f"{LIBNUMA}: not found, installed with apt-get")
-        apt_install("libnuma1", env)
+    missing = [(debian, fedora) for check, debian, fedora in needs if not check()]
+    if not missing:
+        return
+    debian, fedora = (" ".join(names) for names in zip(*missing, strict=True))
+    if not (is_root() and which("apt-get")):
+        raise SetupError(
+            f"vLLM's worker needs packages of the system that are missing. Nothing was downloaded.\n"
+            f"Install them (Debian, Ubuntu: apt-get install {debian}; Fedora, RHEL: dnf install {fedora}) "
+            "and run again."
+        )
+    say(f"{debian}: not found, installed with apt-get")
+    apt_install(debian.split(), env)
 
 
-def apt_install(package, env):
-    """Install a package of Debian's. Raises :class:`SetupError`."""
+def apt_install(packages, env):
+    """Install packages of Debian's. Raises :class:`SetupError`."""
     # Images of Debian come without the lists of packages.
     run(["apt-get", "update", "--quiet"], env)
-    run(["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", package], env)
+    run(["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", *packages], env)
 
 
 def offer_chromium(env, *, is_root=lambda: os.geteuid() == 0, which=shutil.which):
@@ -258,15 +286,15 @@ def offer_chromium(env, *, is_root=lambda: os.geteuid() == 0, which=shutil.which
     if is_root() and which("apt-get"):
         say("chromium: not found, installed with apt-get")
         with contextlib.suppress(SetupError):
-            apt_install("chromium", env)
+            apt_install(["chromium"], env)
             return
     say("chromium: not found, so that the tests of the pages are skipped (Debian: apt-get install chromium)")
 
 
 def setup(demo, env):
     """Everything that is missing."""
-    require_libnuma(env)
     python = this_python(env)
+    require_system(env)
     with only_one():
         for folder, lock in (AIRFLOW, WORKER):
             make_environment(folder, lock, python, env)

@@ -11,12 +11,14 @@ from tests.conftest import ROOT
 PAGE = (ROOT / "docs" / "troubleshooting" / "local.md").read_text(encoding="utf-8")
 OF_OTHERS = {
     "libnuma.so.1: cannot open shared object file",
+    "No working C++ compiler found",
+    "Python.h: No such file",
     "No available memory for the cache blocks",
     "larger than the maximum number of tokens that can be stored in KV cache",
     "out of memory",
     "unrecognized arguments",
 }
-"""Errors of the loader, of vLLM and of argparse."""
+"""Errors of the loader, of a compiler, of PyTorch, vLLM and argparse."""
 
 
 def our_texts() -> str:

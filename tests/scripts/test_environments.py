@@ -116,24 +116,40 @@ def test_a_linters_setting_is_no_reason_to_install_again(
     assert environments.fingerprint(lock) != before
 
 
-def missing(name: str) -> None:
-    raise OSError(f"{name}: cannot open shared object file")
+@pytest.mark.parametrize(
+    ("there", "debian"),
+    [((False, True), "libnuma1"), ((True, False), "g\\+\\+"), ((False, False), "libnuma1 g\\+\\+")],
+)
+def test_what_the_system_lacks_is_told_before_anything_is_downloaded(
+    environments: ModuleType, there: tuple[bool, bool], debian: str
+):
+    needs = [(lambda: there[0], "libnuma1", "numactl-libs"), (lambda: there[1], "g++", "gcc-c++")]
+    with pytest.raises(environments.SetupError, match=f"apt-get install {debian};"):
+        environments.require_system({}, needs=needs, is_root=lambda: False)
 
 
-def test_a_missing_libnuma_is_told_before_anything_is_downloaded(environments: ModuleType):
-    with pytest.raises(environments.SetupError, match="apt-get install libnuma1"):
-        environments.require_libnuma({}, load=missing, is_root=lambda: False)
-
-
-def test_libnuma_is_installed_where_this_is_root_on_debian(
+def test_what_the_system_lacks_is_installed_where_this_is_root_on_debian(
     environments: ModuleType, monkeypatch: pytest.MonkeyPatch
 ):
     ran: list[list[str]] = []
     monkeypatch.setattr(environments, "run", lambda command, env: ran.append(command))
-    environments.require_libnuma({}, load=missing, is_root=lambda: True, which=lambda name: f"/bin/{name}")
+    needs = [(lambda: False, "libnuma1", "numactl-libs"), (lambda: False, "g++", "gcc-c++")]
+    environments.require_system({}, needs=needs, is_root=lambda: True, which=lambda name: f"/bin/{name}")
     assert [command[:2] for command in ran] == [["apt-get", "update"], ["apt-get", "install"]]
-    assert ran[-1][-1] == "libnuma1"
-    environments.require_libnuma({}, load=lambda name: None, is_root=lambda: False)
+    assert ran[-1][-2:] == ["libnuma1", "g++"]
+    environments.require_system({}, needs=[(lambda: True, "", "")], is_root=lambda: False)
+
+
+def test_a_machine_without_a_compiler_is_told_from_one_with_it(
+    environments: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """PyTorch builds kernels of vLLM's CPU build when the worker starts, which fails at its first token."""
+    monkeypatch.delenv("CXX", raising=False)
+    assert all(check() for check, _, _ in environments.SYSTEM), "this machine runs workers"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not environments.has_compiler()
+    monkeypatch.setattr(environments.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert not environments.has_headers()
 
 
 @pytest.mark.parametrize(
