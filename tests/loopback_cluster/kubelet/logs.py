@@ -48,7 +48,10 @@ async def serve(request: web.Request, pod: Object, worker: PodWorker | None) -> 
         while True:
             text = "".join(_shown(lines, stamped=stamped))
             if text:
-                await response.write(text.encode())
+                try:
+                    await response.write(text.encode())
+                except ConnectionResetError:  # whoever followed is gone
+                    return response
             ended = container.exit_code is not None or path != container.log
             if not following or (ended and not lines):
                 return response
