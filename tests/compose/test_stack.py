@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from airflow_arcadia.batch.openai_format import is_answered
 from tests.compose.bases import NoBaseImagesError, base_images
 from tests.compose.engine import Engine, find_engine
 from tests.compose.stack import Stack, running
@@ -69,7 +70,7 @@ def test_every_prompt_has_an_answer_in_the_volume(stack: Stack, run_id: str):
     assert len(rows) == len(prompts)
     for row, prompt in zip(rows, prompts, strict=True):
         assert row["custom_id"] == prompt.get("custom_id", row["custom_id"])
-    assert all(row["response"]["body"]["choices"][0]["message"]["content"] for row in rows)
+    assert all(is_answered(row) for row in rows)
 
 
 def test_nothing_of_the_run_is_left(stack: Stack, run_id: str):
