@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -43,6 +48,37 @@ def test_every_secret_must_be_given_and_none_has_a_default():
     assert named
     assert all(operator in {":?", ""} for operator in named.values())
     assert ".env" in (ROOT / ".gitignore").read_text()
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "says"), [("healthy", ""), (None, ""), ("unhealthy", "scheduler")], ids=str
+)
+def test_airflow_is_healthy_when_all_of_it_is_and_else_says_what_is_not(
+    stack: dict[str, Any], scheduler: str | None, says: str
+):
+    health = json.dumps({"metadatabase": {"status": "healthy"}, "scheduler": {"status": scheduler}})
+    command = stack["services"]["airflow"]["healthcheck"]["test"]
+    assert command[:3] == ["CMD", "python", "-c"]
+    with answering(health) as url:
+        code = command[3].replace("http://127.0.0.1:8080", url)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (int(bool(says)), says)
+
+
+@contextlib.contextmanager
+def answering(body: str) -> Iterator[str]:
+    """URL of a server that answers every GET with the body."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def test_nothing_listens_but_on_loopback(stack: dict[str, Any]):
