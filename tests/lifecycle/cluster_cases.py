@@ -55,7 +55,7 @@ TRUTH_OF_A_RESOURCE = dict.fromkeys(
 
 
 LAUNCH_AGAIN = "airflow.gone_launch"
-"""Fails: the lease watcher removes a lapsed Lease, which a launch that Airflow runs again misses."""
+"""Fails, as `provision` does: the lease watcher removes a lapsed Lease, which Airflow's next try misses."""
 
 
 def cluster_of(stage: Stage) -> ClusterStage:
@@ -167,9 +167,7 @@ def _of_ray() -> list[Case]:
     """With everything killed while the Ray cluster is there and its worker is not yet."""
     hold = stopped("provision", "lapsing_quick")
     return [
-        Case(
-            "airflow.gone_provision", truth="success", rows=10, outage=AIRFLOW_GONE, freed_first=True, **hold
-        )
+        Case("airflow.gone_provision", truth="failed", rows=0, outage=AIRFLOW_GONE, freed_first=True, **hold)
     ]
 
 
