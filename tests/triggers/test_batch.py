@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from airflow_arcadia.launchers.base import Credentials
 from airflow_arcadia.lease import Lease
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.processes import mark, spawn
+from airflow_arcadia.triggers import batch
 from airflow_arcadia.triggers.batch import ArcadiaBatchInferenceTrigger
 from airflow_arcadia.worker import WorkerHandle
 from tests.airflow_context import set_connection
@@ -146,10 +149,12 @@ async def test_a_key_that_is_gone_ends_the_wait(
 
 
 async def test_answers_in_between_count_the_silence_anew(
-    batches: FakeBatches, store: LeaseStore, lease: Lease
+    batches: FakeBatches, store: LeaseStore, lease: Lease, monkeypatch: pytest.MonkeyPatch
 ):
+    # Every look at the clock is a second later than the one before.
+    monkeypatch.setattr(batch, "time", SimpleNamespace(monotonic=itertools.count().__next__))
     batches.answers = [*[500, RUNNING] * 30, {"status": "completed", "summary": SUMMARY}]
-    event = await fire(trigger(store, lease, batches.url, unreachable_timeout=0.15))
+    event = await fire(trigger(store, lease, batches.url, unreachable_timeout=2.0))
     assert event["summary"] == SUMMARY
 
 
