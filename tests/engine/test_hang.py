@@ -55,7 +55,8 @@ def test_a_hang_is_named_and_ends_the_worker_unless_it_recovers(worker: Served):
         stopped.send_signal(signal.SIGSTOP)
         asked = pool.submit(worker.post, "/v1/completions", {"prompt": "import", "max_tokens": 5})
         wait_for(lambda: isinstance(worker.look(), Failed), 40, "the worker to end")
-        assert asked.exception(20) is not None
+        # The server is ended while it answers: with an error, or not at all.
+        assert asked.exception(20) is not None or asked.result().status_code >= 500
     failed = worker.look()
     assert "stopping: the engine hangs: no token for 3 s" in failed.what
     assert worker.leftovers == []
