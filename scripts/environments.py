@@ -234,7 +234,8 @@ def has_libnuma():
 
 def has_compiler():
     """Whether the C++ compiler is there with which PyTorch builds kernels when the worker starts."""
-    return bool(shutil.which(os.environ.get("CXX") or "g++"))
+    command = (os.environ.get("CXX") or "g++").split()  # it may have options
+    return bool(shutil.which(command[0]))
 
 
 def has_headers():
@@ -261,7 +262,7 @@ def require_system(env, *, needs=SYSTEM, is_root=lambda: os.geteuid() == 0, whic
     debian, fedora = (" ".join(names) for names in zip(*missing, strict=True))
     if not (is_root() and which("apt-get")):
         raise SetupError(
-            f"vLLM's worker needs packages of the system that are missing. Nothing was downloaded.\n"
+            "vLLM's worker needs packages of the system that are missing. Nothing was downloaded.\n"
             f"Install them (Debian, Ubuntu: apt-get install {debian}; Fedora, RHEL: dnf install {fedora}) "
             "and run again."
         )

@@ -1,8 +1,8 @@
 """Keep a trigger from firing before Airflow has noticed that its task deferred.
 
-The executor tells the scheduler of the process that deferred some time after it has ended, seconds on a busy
-machine. If the task runs again by then, Airflow up to 3.3 takes what it is told for the end of that run, and
-fails the task (https://github.com/apache/airflow/issues/72716).
+The executor reports the end of the process that deferred with a delay, of seconds on a busy machine. If the
+task has resumed by then, the scheduler of Airflow up to 3.3 mistakes the report for the end of the resumed
+task, and fails it (https://github.com/apache/airflow/issues/72716).
 """
 
 from __future__ import annotations

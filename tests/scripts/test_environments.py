@@ -146,6 +146,8 @@ def test_a_machine_without_a_compiler_is_told_from_one_with_it(
     """PyTorch builds kernels of vLLM's CPU build when the worker starts, which fails at its first token."""
     monkeypatch.delenv("CXX", raising=False)
     assert all(check() for check, _, _ in environments.SYSTEM), "this machine runs workers"
+    monkeypatch.setenv("CXX", "g++ -O2")
+    assert environments.has_compiler(), "options may follow its name"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not environments.has_compiler()
     monkeypatch.setattr(environments.sysconfig, "get_path", lambda name: str(tmp_path))
