@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 KEY = "arcadia_run_marked"
-"""XCom of a reserve task: what the run was marked as, and how often the run had been cleared by then."""
+"""XCom of a reserve task: what the run was marked as, how often it had been cleared, when (epoch seconds)."""
 _TRIES, _PAUSE_S = 40, 0.25
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def record(dag_run: Any, state: str, operator: str) -> None:
     if session is None:
         return
     of_run = {"dag_id": dag_run.dag_id, "run_id": dag_run.run_id}
-    mark = f"{state} {dag_run.clear_number}"
+    mark = f"{state} {dag_run.clear_number} {time.time()!r}"
     try:
         # A mark that cannot be kept must not undo what the user asked for.
         with session.begin_nested():
@@ -47,6 +47,7 @@ def record(dag_run: Any, state: str, operator: str) -> None:
 
 
 def _write(session: Any, of_run: dict[str, str], mark: str, operator: str) -> None:
+    """Write the mark to every reserve task; a later mark, which may have been written first, stays."""
     from airflow.models.taskinstance import TaskInstance  # noqa: PLC0415
     from airflow.models.xcom import XComModel  # noqa: PLC0415
     from sqlalchemy import select  # noqa: PLC0415
@@ -58,7 +59,17 @@ def _write(session: Any, of_run: dict[str, str], mark: str, operator: str) -> No
     )
     for task_id, map_index in session.execute(reserves).all():
         where = {**of_run, "task_id": task_id, "map_index": map_index}
-        XComModel.set(KEY, mark, **where, serialize=False, session=session)
+        kept = session.scalar(select(XComModel.value).filter_by(key=KEY, **where))
+        if _marked_at(kept) <= _marked_at(mark):
+            XComModel.set(KEY, mark, **where, serialize=False, session=session)
+
+
+def _marked_at(text: object) -> float:
+    """The time in what :func:`record` kept; 0 where there is none."""
+    try:
+        return float(str(text).split(" ")[2])
+    except (IndexError, ValueError):
+        return 0.0
 
 
 def _write_later(of_run: dict[str, str], mark: str, operator: str) -> None:
@@ -83,5 +94,5 @@ def parse(text: object, clear_number: int) -> str | None:
 
     :param clear_number: how often the run had been cleared when the reading task began.
     """
-    state, _, number = str(text or "").partition(" ")
+    state, number, *_ = [*str(text or "").split(" "), ""]
     return state if number.isdigit() and int(number) >= clear_number else None

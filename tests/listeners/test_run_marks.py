@@ -64,8 +64,10 @@ def run_of(session: Session) -> DagRun:
 
 
 def marks(session: Session) -> list[tuple[str, int, str]]:
+    """Task, map index, and the mark without its time."""
     columns = (XComModel.task_id, XComModel.map_index, XComModel.value)
-    return [tuple(row) for row in session.execute(select(*columns).order_by(XComModel.map_index)).all()]
+    rows = session.execute(select(*columns).order_by(XComModel.map_index)).all()
+    return [(task_id, map_index, value.rpartition(" ")[0]) for task_id, map_index, value in rows]
 
 
 def test_it_is_kept_for_every_reserve_task_and_the_last_one_counts(
@@ -142,9 +144,20 @@ def test_a_database_that_is_locked_gets_the_mark_some_moments_later(
     assert marks(session) == [("reserve", 0, "failed 2"), ("reserve", 1, "failed 2")]
 
 
+def test_a_mark_that_is_written_after_a_later_one_does_not_replace_it(session: Session):
+    of_run = {"dag_id": "d", "run_id": "r"}
+    for mark in ("success 2 200.5", "failed 2 100.25"):
+        run_marks._write(session, of_run, mark, runs.RESERVE)
+    assert marks(session) == [("reserve", 0, "success 2"), ("reserve", 1, "success 2")]
+    run_marks._write(session, of_run, "failed 2 1000", runs.RESERVE)
+    assert marks(session) == [("reserve", 0, "failed 2"), ("reserve", 1, "failed 2")]
+
+
 @pytest.mark.parametrize(
     ("kept", "cleared", "state"),
     [
+        ("failed 0 1764146400.25", 0, "failed"),
+        ("failed 1 1764146400.25", 2, None),
         ("failed 0", 0, "failed"),
         ("success 3", 2, "success"),
         ("failed 1", 2, None),
