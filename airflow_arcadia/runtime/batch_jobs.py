@@ -264,7 +264,8 @@ class BatchJobs:
         task.add_done_callback(lambda task: self._forget(batch, task))
 
     def _forget(self, batch: Batch, task: asyncio.Task[None]) -> None:
-        self._tasks.pop(batch.id, None)
+        if self._tasks.get(batch.id) is task:  # not that of the batch submitted again since
+            del self._tasks[batch.id]
         if not task.cancelled() and (error := task.exception()):
             say(
                 f"{batch.id} {batch.status}, which could not be recorded in {self._folder}: {error}. A "

@@ -127,3 +127,29 @@ async def test_a_batch_that_is_submitted_again_while_it_is_being_cancelled_goes_
     again.set()
     await until(lambda: batch.has_ended and not jobs.running)
     assert (batch.status, batch.cancelling_at, len(runs)) == ("completed", None, 1 + noticed)
+
+
+async def test_a_batch_that_is_submitted_again_as_it_ends_keeps_its_new_task(
+    jobs: BatchJobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The earlier task is done a moment after the batch has ended."""
+    end, go_on = jobs._end, asyncio.Event()
+    ended: list[Batch] = []
+
+    async def end_and_submit(batch: Batch, status: str, error: str | None = None) -> None:
+        if ended:
+            await go_on.wait()
+        await end(batch, status, error)
+        ended.append(batch)
+        if len(ended) == 1:
+            submit(jobs, tmp_path, "second")
+
+    monkeypatch.setattr(jobs, "_end", end_and_submit)
+    first = submit(jobs, tmp_path, "first")
+    (task,) = jobs._tasks.values()
+    await task
+    await asyncio.sleep(0)  # for what is called when the task is done
+    assert jobs.running, "what was submitted again"
+    go_on.set()
+    await until(lambda: not jobs.running)
+    assert [(batch.id, batch.status) for batch in ended] == [(first.id, "completed")] * 2
