@@ -28,7 +28,7 @@ from airflow_arcadia.batch import (
 from airflow_arcadia.batch.output.samples import failed_rows
 from airflow_arcadia.batch.progress import History
 from airflow_arcadia.batch.spec import BatchOptions
-from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError, BatchError, WorkerLostError
+from airflow_arcadia.exceptions import ArcadiaConfigError, ArcadiaError, BatchError
 from airflow_arcadia.hooks.arcadia import DEFAULT_CONN_ID, ArcadiaHook, fail_without_retry
 from airflow_arcadia.hooks.storage import storage_of_batch, storage_options
 from airflow_arcadia.launchers.monitor import WorkerWatch, gone_error
@@ -224,8 +224,8 @@ class ArcadiaBatchInferenceOperator(BaseOperator):
         hook = ArcadiaHook(self.arcadia_conn_id)
         try:
             endpoints = asyncio.run(_endpoints(hook, handles))
-        except WorkerLostError:
-            # Its key went with it. A cleared task needs no worker to find what is answered.
+        except ArcadiaError:
+            # The key went with the lease. Another attempt needs no worker to find what is answered.
             if (done := self._finished(spec)) is None:
                 raise
             return done

@@ -282,6 +282,21 @@ async def test_a_finished_batch_of_a_worker_that_is_gone_is_green(
         operator.resume_execution(*nobody_waited)
 
 
+async def test_a_finished_batch_whose_lease_is_gone_is_green(
+    worker: dict, tmp_path: Path, engine: FakeEngine, store: LeaseStore, lease: Lease
+):
+    """As a warm worker's, which removes it itself: Airflow was away for longer than the warm period."""
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    first, _ = await answer(worker, tmp_path)
+    shutil.rmtree(store.directory(lease.name))
+    engine.seen.clear()
+    cleared, _ = await answer(worker, tmp_path)
+    assert (cleared, engine.seen) == (first, {})
+    (tmp_path / "in.jsonl").write_text('{"prompt": "b"}\n')
+    with pytest.raises(LeaseError, match="does not exist"):
+        await answer(worker, tmp_path)
+
+
 async def test_a_finished_batch_whose_workers_key_went_with_it_is_green(
     worker: dict, tmp_path: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ):
