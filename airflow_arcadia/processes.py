@@ -26,10 +26,13 @@ LEASE_VARIABLE = "ARCADIA_LEASE"
 OWNED_VARIABLE = "ARCADIA_OWNED"
 """And with which of the lease's things it belongs to, as ``kind/name``."""
 
+SHM_WAIT_S = 10.0
+"""Seconds until shared memory that ended processes mapped counts as still in use."""
 SHM = "/dev/shm/"  # noqa: S108 - where Linux keeps POSIX shared memory, not a temporary file of ours
 _START_TOLERANCE_S = 0.05  # psutil rounds a start time to the kernel's clock tick, 1/100 s
 _KILL_WAIT_S = 5.0  # after SIGKILL only the kernel's own cleaning up is left
 _POLL_S = 0.05
+_SHM_POLL_S = 0.2
 
 _INHERITED = frozenset(
     {
@@ -223,15 +226,22 @@ def shm_files(pids: Iterable[int]) -> set[str]:
     return found
 
 
-def remove_unmapped_shm(paths: Iterable[str]) -> list[str]:
-    """Unlink those of ``paths`` that lie in /dev/shm and that no living process maps; returns the rest."""
+def remove_unmapped_shm(paths: Iterable[str], *, wait_s: float = 0.0) -> list[str]:
+    """Unlink those of ``paths`` that lie in /dev/shm and that no living process maps; returns the rest.
+
+    :param wait_s: seconds that the processes that map them may take to end: an engine's rank, which is Ray's
+        process, lives on for a moment when its engine is gone.
+    """
     wanted = {path for path in paths if path.startswith(SHM) and "/" not in path.removeprefix(SHM)}
-    if not wanted:
-        return []
-    mapped = shm_files(psutil.pids())
-    for path in wanted - mapped:
-        Path(path).unlink(missing_ok=True)
-    return sorted(path for path in wanted if Path(path).exists())
+    deadline = time.monotonic() + wait_s
+    while wanted:
+        for path in wanted - shm_files(psutil.pids()):
+            Path(path).unlink(missing_ok=True)
+        wanted = {path for path in wanted if Path(path).exists()}
+        if not wanted or time.monotonic() >= deadline:
+            break
+        time.sleep(_SHM_POLL_S)  # a look reads what every process maps
+    return sorted(wanted)
 
 
 def tail(path: Path, lines: int = 20) -> list[str]:

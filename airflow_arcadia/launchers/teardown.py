@@ -18,7 +18,7 @@ from airflow_arcadia.launchers.base import Launcher, Stops
 from airflow_arcadia.launchers.warm import Look, WarmWorkers
 from airflow_arcadia.lease import Lease, Owned
 from airflow_arcadia.lease_store import LeaseStore
-from airflow_arcadia.processes import end_marked, remove_unmapped_shm
+from airflow_arcadia.processes import SHM_WAIT_S, end_marked, remove_unmapped_shm
 from airflow_arcadia.ray_cluster import local
 from airflow_arcadia.ray_cluster.jobs import groups_of_lease
 from airflow_arcadia.ray_dashboard import RayDashboard
@@ -206,4 +206,4 @@ def _remove_shared_memory(directory: Path) -> list[str]:
     for file in directory.glob("*.shm"):
         with contextlib.suppress(OSError, UnicodeDecodeError):  # gone meanwhile, or damaged
             recorded += file.read_text().splitlines()
-    return [f"shared memory {path}" for path in remove_unmapped_shm(recorded)]
+    return [f"shared memory {path}" for path in remove_unmapped_shm(recorded, wait_s=SHM_WAIT_S)]

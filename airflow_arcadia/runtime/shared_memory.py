@@ -16,14 +16,13 @@ from pathlib import Path
 
 import psutil
 
-from airflow_arcadia.processes import SHM, remove_unmapped_shm, shm_files
+from airflow_arcadia.processes import SHM, SHM_WAIT_S, remove_unmapped_shm, shm_files
 
 ENGINE_FILE = re.compile(re.escape(SHM) + r"(psm_|.*cpushm_|sem\.mp-)")
 """Message queues, the CPU build's tensors, and multiprocessing's semaphores."""
 LOOK_S = 2.0
 _TRACKER = "multiprocessing.resource_tracker"
 _TRACKER_WAIT_S = 2.0
-_REMOVE_WAIT_S = 3.0  # a rank killed by Ray keeps its mappings for a moment
 
 
 def kill_all(processes: Iterable[psutil.Process]) -> None:
@@ -82,9 +81,7 @@ class EngineSharedMemory:
 
     def remove(self) -> list[str]:
         """Remove all that was recorded once nothing maps it; returns what is left."""
-        deadline = time.monotonic() + _REMOVE_WAIT_S
-        while (left := remove_unmapped_shm(self._seen)) and time.monotonic() < deadline:
-            time.sleep(0.1)
+        left = remove_unmapped_shm(self._seen, wait_s=SHM_WAIT_S)
         if not left and self._record is not None:
             self._record.unlink(missing_ok=True)
         return left

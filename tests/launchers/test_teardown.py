@@ -6,18 +6,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from multiprocessing import shared_memory
 from pathlib import Path
 
 import pytest
 
+from airflow_arcadia import processes
 from airflow_arcadia.launchers.process import ProcessLauncher
 from airflow_arcadia.launchers.teardown import teardown
 from airflow_arcadia.lease import Lease, Owned
 from airflow_arcadia.lease_store import LeaseStore
 from airflow_arcadia.ports import free_port
-from airflow_arcadia.processes import find_marked, is_alive, mark, spawn
+from airflow_arcadia.processes import find_marked, is_alive, mark, shm_files, spawn
 from tests.conftest import wait_for
 
 SLEEP = ["/bin/sleep", "600"]
@@ -136,6 +137,27 @@ def test_shared_memory_that_a_killed_worker_left_is_removed(store: LeaseStore, l
     (store.directory(lease.name) / "w.shm").write_text(f"{path}\n")
     assert teardown(store, lease.name, {}, grace_s=0) == []
     assert not path.exists()
+
+
+def test_shared_memory_is_removed_once_the_rank_that_maps_it_has_ended(
+    store: LeaseStore, lease: Lease, monkeypatch: pytest.MonkeyPatch
+):
+    """Ray ends a rank some moments after its driver, and after it has given its GPUs back."""
+    memory = shared_memory.SharedMemory(create=True, size=4096)
+    path = f"/dev/shm/{memory.name}"
+    looks: list[bool] = []
+
+    def look(pids: Iterable[int]) -> set[str]:
+        found = shm_files(pids)
+        looks.append(path in found)
+        memory.close()
+        return found
+
+    monkeypatch.setattr(processes, "shm_files", look)
+    (store.directory(lease.name) / "w.shm").write_text(f"{path}\n")
+    assert teardown(store, lease.name, {}, grace_s=0) == []
+    assert looks == [True, False]
+    assert not Path(path).exists()
 
 
 def test_a_ray_cluster_that_is_gone_holds_nothing(store: LeaseStore, lease: Lease):
