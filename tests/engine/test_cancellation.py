@@ -90,7 +90,10 @@ async def send_and_leave(worker: Served, clients: int, path: str, request: Calla
         for task in tasks:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        assert all(isinstance(result, asyncio.CancelledError) for result in results)
+        # FastChat's requests cannot ignore the end-of-sequence token, which a random model says now and then.
+        left = [result for result in results if result is not None]
+        assert all(isinstance(result, asyncio.CancelledError) for result in left), left
+        assert len(left) > 0.9 * clients
         return at_leaving
 
 
