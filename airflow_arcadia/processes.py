@@ -233,15 +233,16 @@ def remove_unmapped_shm(paths: Iterable[str], *, wait_s: float = 0.0) -> list[st
         process, lives on for a moment when its engine is gone.
     """
     wanted = {path for path in paths if path.startswith(SHM) and "/" not in path.removeprefix(SHM)}
-    deadline = time.monotonic() + wait_s
-    while wanted:
+
+    def all_removed() -> bool:
         for path in wanted - shm_files(psutil.pids()):
             Path(path).unlink(missing_ok=True)
-        wanted = {path for path in wanted if Path(path).exists()}
-        if not wanted or time.monotonic() >= deadline:
-            break
-        time.sleep(_SHM_POLL_S)  # a look reads what every process maps
-    return sorted(wanted)
+        return not any(Path(path).exists() for path in wanted)
+
+    if wanted:
+        # A look reads what every process maps.
+        _wait(all_removed, wait_s, poll_s=_SHM_POLL_S)
+    return sorted(path for path in wanted if Path(path).exists())
 
 
 def tail(path: Path, lines: int = 20) -> list[str]:
@@ -290,7 +291,7 @@ def _signal(pid: int, sign: signal.Signals) -> None:
         os.kill(pid, sign)
 
 
-def _wait(condition: Callable[[], bool], timeout_s: float) -> None:
+def _wait(condition: Callable[[], bool], timeout_s: float, *, poll_s: float = _POLL_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition() and time.monotonic() < deadline:
-        time.sleep(_POLL_S)
+        time.sleep(poll_s)
