@@ -46,8 +46,13 @@ def record(dag_run: Any, state: str, operator: str) -> None:
         threading.Thread(target=_write_later, args=arguments, name="arcadia-run-mark", daemon=True).start()
 
 
-def _write(session: Any, of_run: dict[str, str], mark: str, operator: str) -> None:
-    """Write the mark to every reserve task; a later mark, which may have been written first, stays."""
+def _write(
+    session: Any, of_run: dict[str, str], mark: str, operator: str, *, unless_later: bool = False
+) -> None:
+    """Write the mark to every reserve task.
+
+    :param unless_later: leave a mark alone that was made later than this one, and written first.
+    """
     from airflow.models.taskinstance import TaskInstance  # noqa: PLC0415
     from airflow.models.xcom import XComModel  # noqa: PLC0415
     from sqlalchemy import select  # noqa: PLC0415
@@ -59,9 +64,11 @@ def _write(session: Any, of_run: dict[str, str], mark: str, operator: str) -> No
     )
     for task_id, map_index in session.execute(reserves).all():
         where = {**of_run, "task_id": task_id, "map_index": map_index}
-        kept = session.scalar(select(XComModel.value).filter_by(key=KEY, **where))
-        if _marked_at(kept) <= _marked_at(mark):
-            XComModel.set(KEY, mark, **where, serialize=False, session=session)
+        if unless_later:
+            kept = session.scalar(select(XComModel.value).filter_by(key=KEY, **where))
+            if _marked_at(kept) > _marked_at(mark):
+                continue
+        XComModel.set(KEY, mark, **where, serialize=False, session=session)
 
 
 def _marked_at(text: object) -> float:
@@ -81,7 +88,7 @@ def _write_later(of_run: dict[str, str], mark: str, operator: str) -> None:
         time.sleep(_PAUSE_S)
         try:
             with create_session() as session:
-                _write(session, of_run, mark, operator)
+                _write(session, of_run, mark, operator, unless_later=True)
         except Exception as error:  # noqa: BLE001 - a thread must not end in silence
             why = error
         else:

@@ -119,11 +119,11 @@ def test_a_database_that_is_locked_gets_the_mark_some_moments_later(
     """As SQLite, which does not let a transaction write that has read before another wrote."""
     write, refused = run_marks._write, []
 
-    def locked(of: Session, *arguments: Any) -> None:
+    def locked(of: Session, *arguments: Any, **more: Any) -> None:
         if len(refused) < 3:
             refused.append(of)
             raise OperationalError("INSERT", {}, Exception("database is locked"))
-        write(of, *arguments)
+        write(of, *arguments, **more)
 
     @contextlib.contextmanager
     def create_session() -> Iterator[Session]:
@@ -144,12 +144,27 @@ def test_a_database_that_is_locked_gets_the_mark_some_moments_later(
     assert marks(session) == [("reserve", 0, "failed 2"), ("reserve", 1, "failed 2")]
 
 
-def test_a_mark_that_is_written_after_a_later_one_does_not_replace_it(session: Session):
+def test_a_refused_mark_does_not_replace_a_later_one_that_was_written_before_it(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+):
+    @contextlib.contextmanager
+    def create_session() -> Iterator[Session]:
+        yield session
+
+    monkeypatch.setattr(run_marks, "_PAUSE_S", 0.0)
+    monkeypatch.setattr("airflow.utils.session.create_session", create_session)
     of_run = {"dag_id": "d", "run_id": "r"}
-    for mark in ("success 2 200.5", "failed 2 100.25"):
-        run_marks._write(session, of_run, mark, runs.RESERVE)
+    run_marks._write(session, of_run, "success 2 200.5", runs.RESERVE)
+    run_marks._write_later(of_run, "failed 2 100.25", runs.RESERVE)
     assert marks(session) == [("reserve", 0, "success 2"), ("reserve", 1, "success 2")]
-    run_marks._write(session, of_run, "failed 2 1000", runs.RESERVE)
+    run_marks._write_later(of_run, "failed 2 1000", runs.RESERVE)
+    assert marks(session) == [("reserve", 0, "failed 2"), ("reserve", 1, "failed 2")]
+
+
+def test_the_mark_of_another_machine_counts_although_its_clock_is_behind(session: Session):
+    of_run = {"dag_id": "d", "run_id": "r"}
+    run_marks._write(session, of_run, "success 1 200.5", runs.RESERVE)
+    run_marks._write(session, of_run, "failed 2 100.25", runs.RESERVE)
     assert marks(session) == [("reserve", 0, "failed 2"), ("reserve", 1, "failed 2")]
 
 
